@@ -1,0 +1,99 @@
+"""skillprune: finds the FFN neurons that carry a skill, removes the others, and proves what came out is faster.
+
+Importing this package makes transformers' `from_pretrained` understand pruned checkpoints. It is cheap: torch and
+transformers are imported when a name that needs them is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from skillprune.checkpoint.hook import register_when_transformers_arrives
+
+if TYPE_CHECKING:
+    from skillprune.benchmark import measure_latency
+    from skillprune.checkpoint import load_source, save_pruned
+    from skillprune.data import load_splits, make_batches
+    from skillprune.errors import SkillPruneError
+    from skillprune.export import export_onnx
+    from skillprune.pipeline import run
+    from skillprune.planning import PruningPlan, load_plan, plan_pruning
+    from skillprune.recipe import Recipe, load_recipe
+    from skillprune.repair import prune_and_repair_
+    from skillprune.report import Report, read_report
+    from skillprune.scoring import NeuronScores, Provenance, ScoringData, load_scores, save_scores, score_neurons
+    from skillprune.surgery import masked, prune_
+    from skillprune.tasks import Task, resolve_task
+
+_ROOMS = {
+    "NeuronScores": "scoring",
+    "Provenance": "scoring",
+    "PruningPlan": "planning",
+    "Recipe": "recipe",
+    "Report": "report",
+    "ScoringData": "scoring",
+    "SkillPruneError": "errors",
+    "Task": "tasks",
+    "export_onnx": "export",
+    "load_plan": "planning",
+    "load_recipe": "recipe",
+    "load_scores": "scoring",
+    "load_source": "checkpoint",
+    "load_splits": "data",
+    "make_batches": "data",
+    "masked": "surgery",
+    "measure_latency": "benchmark",
+    "plan_pruning": "planning",
+    "prune_": "surgery",
+    "prune_and_repair_": "repair",
+    "read_report": "report",
+    "resolve_task": "tasks",
+    "run": "pipeline",
+    "save_pruned": "checkpoint",
+    "save_scores": "scoring",
+    "score_neurons": "scoring",
+}
+
+__all__ = [
+    "NeuronScores",
+    "Provenance",
+    "PruningPlan",
+    "Recipe",
+    "Report",
+    "ScoringData",
+    "SkillPruneError",
+    "Task",
+    "export_onnx",
+    "load_plan",
+    "load_recipe",
+    "load_scores",
+    "load_source",
+    "load_splits",
+    "make_batches",
+    "masked",
+    "measure_latency",
+    "plan_pruning",
+    "prune_",
+    "prune_and_repair_",
+    "read_report",
+    "resolve_task",
+    "run",
+    "save_pruned",
+    "save_scores",
+    "score_neurons",
+]
+
+register_when_transformers_arrives()
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return getattr(import_module(f"skillprune.{_ROOMS[name]}"), name)
+    if name == "__version__":
+        return import_module("importlib.metadata").version("skillprune")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_ROOMS])

@@ -1,0 +1,24 @@
+"""Honest latency of ONNX files: interleaved rounds, paired intervals, an identical-pair control, and the host's name.
+
+Exporting the files is left to `export`, what to demand of them to the recipe.
+"""
+
+from skillprune.benchmark.host import environment
+from skillprune.benchmark.measure import Feeds, measure_latency
+from skillprune.benchmark.sessions import check_provider, open_session
+from skillprune.benchmark.statistics import paired_speedup
+from skillprune.benchmark.values import Control, Latency, Measurement, Ratio, Subject
+
+__all__ = [
+    "Control",
+    "Feeds",
+    "Latency",
+    "Measurement",
+    "Ratio",
+    "Subject",
+    "check_provider",
+    "environment",
+    "measure_latency",
+    "open_session",
+    "paired_speedup",
+]

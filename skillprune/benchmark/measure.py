@@ -1,0 +1,133 @@
+"""Times ONNX files side by side at several shapes; what follows from the numbers is left to `report` and the gate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skillprune.benchmark.sessions import bind, open_session, provider_of
+from skillprune.benchmark.statistics import paired_speedup
+from skillprune.benchmark.timing import Controlled, Run, Samples, Timer, measure_controlled
+from skillprune.benchmark.values import Control, Latency, Measurement, Ratio, Subject
+from skillprune.progress import Progress, silent
+
+Feeds = Callable[[int, int], Mapping[str, NDArray[np.generic]]]
+
+
+def measure_latency(
+    subjects: Sequence[Subject],
+    shapes: Sequence[tuple[int, int]],
+    feeds: Feeds,
+    *,
+    threads: int,
+    provider: str,
+    rounds: int,
+    seed: int,
+    progress: Progress = silent,
+    timer: Timer = time.perf_counter_ns,
+) -> Latency:
+    """Times every subject at every shape and compares each with the first one, the reference.
+
+    At each shape all subjects, and the reference a second time as identical-pair (A/A) control, are open in one
+    process. They are warmed up and then timed in ``rounds`` rounds, each of which times every session once in a new
+    random order. A shape whose control's interval (95 %, corrected for the number of shapes) excludes 1 is measured
+    again with twice the rounds, up to three tries; the last one is kept and says in its control whether it is ok.
+    Speed-ups are medians of per-round log ratios with a 95 % block bootstrap interval (`paired_speedup`).
+
+    Args:
+        subjects: the files; the first is the reference; names and variants together must be unique.
+        shapes: (batch, sequence) pairs; one given twice is measured once.
+        feeds: gives the inputs, name to array, for a batch and a sequence length.
+        threads: threads that compute inside one operator.
+        provider: ``cpu`` or ``cuda``.
+        rounds: rounds of the first try of every shape.
+        seed: of orders and bootstrap; not negative.
+        progress: called after every round.
+        timer: nanoseconds since any fixed moment.
+
+    Raises:
+        ValueError: no subject, two subjects of one name and variant, or no round.
+        ProviderUnavailable: the provider is not installed or not the one that runs.
+        CheckpointError: a file is missing or unreadable.
+        DataError: a graph does not take the inputs, or cannot run a shape.
+    """
+    if len({(each.name, each.variant) for each in subjects}) != len(subjects) or not subjects or rounds < 1:
+        raise ValueError(f"need uniquely named subjects and at least one round, got {list(subjects)} and {rounds}")
+    distinct = tuple(dict.fromkeys(shapes))
+    bench = _Bench(tuple(subjects), feeds, threads, provider, rounds, len(distinct), seed, progress, timer)
+    measurements: list[Measurement] = []
+    controls: list[Control] = []
+    for batch, sequence in distinct:
+        controlled, providers = bench.measure(batch, sequence)
+        measurements += bench.measurements(batch, sequence, controlled.samples, providers)
+        ratio, tried = controlled.ratio, len(controlled.samples.ms)
+        controls.append(Control(batch, sequence, ratio, rounds=tried, retries=controlled.retries))
+    return Latency(tuple(measurements), tuple(controls))
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What stays the same from shape to shape."""
+
+    subjects: tuple[Subject, ...]
+    feeds: Feeds
+    threads: int
+    provider: str
+    rounds: int
+    shapes: int
+    seed: int
+    progress: Progress
+    timer: Timer
+
+    def measure(self, batch: int, sequence: int) -> tuple[Controlled, list[str]]:
+        """Samples of all subjects, then of the control; and the provider that ran each of them."""
+        inputs = self.feeds(batch, sequence)
+        providers: list[str] = []
+
+        def open_runs() -> list[Run]:
+            paths = [each.path for each in (*self.subjects, self.subjects[0])]
+            sessions = [open_session(path, threads=self.threads, provider=self.provider) for path in paths]
+            providers[:] = map(provider_of, sessions)
+            return [
+                bind(session, inputs, f"{path} at {batch} x {sequence}")
+                for session, path in zip(sessions, paths, strict=True)
+            ]
+
+        controlled = measure_controlled(
+            open_runs,
+            rounds=self.rounds,
+            comparisons=self.shapes,
+            seed=(self.seed, batch, sequence),
+            timer=self.timer,
+            what=f"measuring {batch} x {sequence}",
+            progress=self.progress,
+        )
+        return controlled, providers
+
+    def measurements(
+        self, batch: int, sequence: int, samples: Samples, providers: Sequence[str]
+    ) -> Iterator[Measurement]:
+        """One for every subject, in order; the control's column is left out."""
+        for column, subject in enumerate(self.subjects):
+            yield Measurement(
+                subject=subject.name,
+                variant=subject.variant,
+                runtime="onnxruntime",
+                provider=providers[column],
+                provider_asked=self.provider,
+                batch=batch,
+                sequence=sequence,
+                threads=self.threads,
+                round_ms=tuple(samples.ms[:, column].tolist()),
+                speedup=self._speedup(batch, sequence, samples, column),
+                repeats=samples.repeats,
+            )
+
+    def _speedup(self, batch: int, sequence: int, samples: Samples, column: int) -> Ratio:
+        # The same seed for every subject, so that all are judged on the same resamples.
+        seed = (self.seed, batch, sequence)
+        return paired_speedup(samples.ms[:, 0], samples.ms[:, column], seed=seed) if column else Ratio(1.0, 1.0, 1.0)

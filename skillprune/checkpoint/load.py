@@ -1,0 +1,122 @@
+"""Loads a classifier and its tokenizer from a directory, the hub or the embedded demo, and refuses unsafe weights."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from skillprune.demo import reviews_tiny
+from skillprune.errors import CheckpointError, ResourceFailure
+from skillprune.progress import Progress, silent
+from skillprune.recipe import ModelSpec
+
+DEMO = "builtin:reviews-tiny"
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A model ready to be worked on.
+
+    Attributes:
+        model: the classifier, in the dtype it is computed in.
+        tokenizer: its tokenizer.
+        dtype: dtype its weights are stored in, and the pruned ones will be.
+        fingerprint: hash of the files, or of hub id and revision.
+        name: what the recipe calls it.
+    """
+
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+    dtype: torch.dtype
+    fingerprint: str
+    name: str
+
+
+def load_source(spec: ModelSpec, *, progress: Progress = silent) -> Source:
+    """Loads what a recipe's ``model`` names; safetensors only, no remote code.
+
+    Raises:
+        CheckpointError: the directory is not a transformers checkpoint, has no safetensors weights, or no tokenizer.
+        ResourceFailure: the hub could not be reached.
+    """
+    location = str(reviews_tiny(progress)) if spec.name == DEMO else spec.name
+    directory = Path(location)
+    if directory.is_dir():
+        _refuse_unsafe(directory)
+    try:
+        config = AutoConfig.from_pretrained(location, revision=spec.revision)
+        tokenizer = AutoTokenizer.from_pretrained(location, revision=spec.revision)
+        model = load_classifier(location, dtype=spec.dtype, revision=spec.revision, device_map=spec.device_map)
+    except OSError as failed:
+        kind = CheckpointError if directory.is_dir() else ResourceFailure
+        raise kind(f"model {spec.name!r} cannot be loaded: {_first_line(failed)}") from failed
+    except ValueError as unknown:
+        raise CheckpointError(f"model {spec.name!r} cannot be loaded: {_first_line(unknown)}") from unknown
+    stored = getattr(config, "dtype", None)
+    return Source(
+        model=model,
+        tokenizer=tokenizer,
+        dtype=stored if isinstance(stored, torch.dtype) else torch.float32,
+        fingerprint=fingerprint(directory) if directory.is_dir() else _digest(location, spec.revision or "main"),
+        name=spec.name,
+    )
+
+
+def load_classifier(
+    location: str | Path, *, dtype: str, revision: str | None = None, device_map: str | None = None
+) -> PreTrainedModel:
+    """`from_pretrained` with everything named that the two transformers lines have different defaults for."""
+    model, report = AutoModelForSequenceClassification.from_pretrained(
+        location,
+        revision=revision,
+        dtype=getattr(torch, dtype),
+        device_map=device_map,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    if report["missing_keys"]:
+        missing = ", ".join(sorted(report["missing_keys"])[:5])
+        raise CheckpointError(
+            f"{location} has no weights for {missing}: it is not a fine-tuned classifier, and skills are found in one"
+        )
+    classifier: PreTrainedModel = model.eval()
+    return classifier
+
+
+def fingerprint(directory: Path) -> str:
+    """Hash of the names and contents of a checkpoint's config and weights."""
+    digest = hashlib.sha256()
+    for path in sorted([directory / "config.json", *directory.glob("*.safetensors")]):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _refuse_unsafe(directory: Path) -> None:
+    if not (directory / "config.json").is_file():
+        raise CheckpointError(f"{directory} holds no config.json: it is not a transformers checkpoint")
+    if any(directory.glob("*.safetensors")):
+        return
+    pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in directory.glob(pattern))
+    if pickled:
+        raise CheckpointError(
+            f"{directory} holds pickled weights only ({pickled[0]}); unpickling can run code. Convert it once, where "
+            "you trust it: AutoModel.from_pretrained(DIR).save_pretrained(DIR, safe_serialization=True)"
+        )
+    raise CheckpointError(f"{directory} holds no *.safetensors weights")
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

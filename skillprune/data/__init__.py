@@ -1,0 +1,7 @@
+"""Examples of a task, separated into splits and batched; what is computed from them is left to others."""
+
+from skillprune.data.batches import Batch, make_batches
+from skillprune.data.examples import Example
+from skillprune.data.splits import Splits, fingerprint, load_splits
+
+__all__ = ["Batch", "Example", "Splits", "fingerprint", "load_splits", "make_batches"]

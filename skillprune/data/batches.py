@@ -1,0 +1,110 @@
+"""Examples as padded tensors in batches of like length; what a model does with them is left to others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from skillprune.data.examples import Example
+from skillprune.errors import DataError
+
+_SPECIAL = "special_tokens_mask"
+_MASK = "attention_mask"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tokenised examples of like length.
+
+    Attributes:
+        inputs: The model's keyword arguments, each ``(batch, sequence)``; always with ``attention_mask``.
+        labels: Class numbers, ``(batch,)``.
+        special: True at special tokens such as [CLS] and [SEP], False at padding, ``(batch, sequence)``.
+        indices: Position of each example in what the batches were made from, ``(batch,)``.
+    """
+
+    inputs: dict[str, Tensor]
+    labels: Tensor
+    special: Tensor
+    indices: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """True at real tokens, special ones included, False at padding: ``(batch, sequence)``."""
+        return self.inputs[_MASK].bool()
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
+        return Batch(inputs, self.labels.to(device), self.special.to(device), self.indices.to(device))
+
+
+def make_batches(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, max_length: int, batch_size: int
+) -> tuple[Batch, ...]:
+    """Tokenises examples and groups those of like length, so that little is padded.
+
+    Args:
+        examples: Texts, or pairs of texts, with labels.
+        tokenizer: The checkpoint's tokenizer; needs a padding token.
+        max_length: Longest input in tokens; longer ones are truncated.
+        batch_size: Examples per batch; the last batch may hold fewer.
+
+    Returns:
+        Batches by rising length; examples of equal length stay in order.
+
+    Raises:
+        DataError: ``max_length`` is more than the model allows or leaves no room for text, a text has no tokens, or
+            the tokenizer cannot pad.
+    """
+    _check_tokenizer(tokenizer, max_length)
+    if not examples:
+        return ()
+    encoded = _encode(examples, tokenizer, max_length)
+    lengths = [len(tokens) for tokens in encoded["input_ids"]]
+    order = sorted(range(len(examples)), key=lengths.__getitem__)
+    chunks = (order[start : start + batch_size] for start in range(0, len(order), batch_size))
+    return tuple(_batch(examples, encoded, tokenizer, chunk) for chunk in chunks)
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    if max_length > tokenizer.model_max_length:
+        raise DataError(f"task.max_length: the model allows {tokenizer.model_max_length} tokens (found {max_length})")
+    if tokenizer.pad_token is None:
+        raise DataError("the checkpoint's tokenizer has no padding token, so texts cannot be batched")
+
+
+def _encode(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Mapping[str, list[list[int]]]:
+    pairs = len(examples[0].texts) == 2
+    room = max_length - tokenizer.num_special_tokens_to_add(pair=pairs)
+    if room < len(examples[0].texts):
+        raise DataError(f"task.max_length: leaves no room for text beside the special tokens (found {max_length})")
+    columns = [[example.texts[column] for example in examples] for column in range(len(examples[0].texts))]
+    encoded: Any = tokenizer(
+        *columns, truncation=True, max_length=max_length, padding=False, return_special_tokens_mask=True
+    )
+    for example, special in zip(examples, encoded[_SPECIAL], strict=True):
+        if all(special):
+            raise DataError(f"the text {example.texts[0]!r} has no tokens; the tokenizer knows none of its characters")
+    return {name: encoded[name] for name in encoded}
+
+
+def _batch(
+    examples: Sequence[Example],
+    encoded: Mapping[str, list[list[int]]],
+    tokenizer: PreTrainedTokenizerBase,
+    chunk: Sequence[int],
+) -> Batch:
+    names = [name for name in encoded if name in {*tokenizer.model_input_names, _MASK, _SPECIAL}]
+    padded = tokenizer.pad({name: [encoded[name][index] for index in chunk] for name in names}, return_tensors="pt")
+    tensors: dict[str, Tensor] = dict(padded)
+    special = tensors.pop(_SPECIAL).bool() & tensors[_MASK].bool()  # the tokenizer counts padding as special
+    labels = torch.tensor([examples[index].label for index in chunk], dtype=torch.long)
+    return Batch(tensors, labels, special, torch.tensor(list(chunk), dtype=torch.long))

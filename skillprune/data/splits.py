@@ -1,0 +1,136 @@
+"""Calibration, validation and test examples that never overlap; tokenising them is left to batches."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from skillprune.data.examples import Example
+from skillprune.data.rows import has_split, read_examples
+from skillprune.errors import DataError
+from skillprune.tasks import Task
+
+_LOGGER = logging.getLogger(__name__)
+
+_VALIDATION_SHARE = 0.2
+_VALIDATION_MOST = 2000
+# One stream of random numbers per decision, so that a given validation file does not change the calibration draw.
+_CALIBRATION_STREAM, _VALIDATION_STREAM = 0, 1
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Examples for scores, for choices, and for the one reading at the end; no text is in two of them."""
+
+    calibration: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+
+    def fingerprint(self) -> str:
+        """SHA-256 in hexadecimal over all three splits; that of one split is ``fingerprint(splits.test)``."""
+        parts = (fingerprint(split) for split in (self.calibration, self.validation, self.test))
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def fingerprint(examples: Iterable[Example]) -> str:
+    """SHA-256 in hexadecimal over texts and labels, in order; equal in every process."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(json.dumps([example.texts, example.label]).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def load_splits(task: Task, *, examples: int, seed: int) -> Splits:
+    """Reads a task's data and separates what scores, choices and the final judgement may see.
+
+    Calibration is a plain sample of the training split without replacement. Validation is the given split or, without
+    one, a fifth of the training split (at most 2000 examples), set aside first. A text that is in the test split is
+    dropped from the other two, one that is in validation from calibration; what was dropped is logged.
+
+    Args:
+        task: Where the examples are.
+        examples: Most calibration examples to draw.
+        seed: Seed of both draws.
+
+    Raises:
+        DataError: Rows are wrong, a split has one class only, or a class is too rare in calibration.
+        ResourceFailure: The disk or the network failed.
+    """
+    train, test = read_examples(task, "train"), read_examples(task, "test")
+    given = read_examples(task, "validation") if has_split(task, "validation") else None
+    train = _without(train, test, "train", "test")
+    if given is None:
+        validation, train = _carve(train, seed)
+    else:
+        validation = _without(given, test, "validation", "test")
+    train = _without(train, validation, "train", "validation")
+    for name, split in (("train", train), ("validation", validation), ("test", test)):
+        _check_classes(name, split, task)
+    calibration = _sample(train, examples, seed)
+    _check_occurrences(calibration, task)
+    return Splits(calibration, validation, test)
+
+
+def _without(
+    examples: Sequence[Example], others: Sequence[Example], name: str, others_name: str
+) -> tuple[Example, ...]:
+    """``examples`` whose texts are not among those of ``others``."""
+    known = {other.texts for other in others}
+    left = tuple(example for example in examples if example.texts not in known)
+    if len(left) < len(examples):
+        _LOGGER.warning(
+            "dropped %d of %d %s examples whose text is also in %s",
+            len(examples) - len(left),
+            len(examples),
+            name,
+            others_name,
+        )
+    if not left:
+        raise DataError(f"{name}: every text is also in {others_name}; the splits need examples of their own")
+    return left
+
+
+def _draw(total: int, count: int, seed: int, stream: int) -> set[int]:
+    """``count`` of ``total`` positions, drawn without replacement."""
+    return set(np.random.default_rng([seed, stream]).permutation(total)[:count].tolist())
+
+
+def _carve(train: Sequence[Example], seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """A validation split out of the training split, and what is left of it."""
+    count = min(int(len(train) * _VALIDATION_SHARE), _VALIDATION_MOST)
+    if count == 0:
+        raise DataError(f"train: {len(train)} examples are too few to set a validation split aside; name a file for it")
+    drawn = _draw(len(train), count, seed, _VALIDATION_STREAM)
+    validation = tuple(example for position, example in enumerate(train) if position in drawn)
+    return validation, tuple(example for position, example in enumerate(train) if position not in drawn)
+
+
+def _sample(train: Sequence[Example], count: int, seed: int) -> tuple[Example, ...]:
+    drawn = _draw(len(train), count, seed, _CALIBRATION_STREAM)
+    return tuple(example for position, example in enumerate(train) if position in drawn)
+
+
+def _check_classes(name: str, examples: Sequence[Example], task: Task) -> None:
+    classes = {example.label for example in examples}
+    if len(classes) < 2:
+        only = task.labels[classes.pop()]
+        raise DataError(
+            f"{name}: all {len(examples)} examples have the label {only!r}; should have two classes at least"
+        )
+
+
+def _check_occurrences(calibration: Sequence[Example], task: Task) -> None:
+    counts = Counter(example.label for example in calibration)
+    rare = [f"{label!r} ({counts[number]})" for number, label in enumerate(task.labels) if counts[number] < 2]
+    if rare:
+        more = f" and {len(rare) - 10} more" if len(rare) > 10 else ""
+        raise DataError(
+            f"calibration: too few examples of {', '.join(rare[:10])}{more} among {len(calibration)}; every label "
+            f"should occur twice at least: raise scoring.examples or add examples to train"
+        )

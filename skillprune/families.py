@@ -1,0 +1,173 @@
+"""Where each architecture keeps its FFN neurons, a row per family; the only file that knows transformers' module paths.
+
+What is done with the neurons found here (hooking, scoring, slicing, repairing) is left to the rooms below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from skillprune.errors import UnsupportedArchitecture
+
+Site = tuple[str, int]
+"""Which FFN: the name of its stack and the index of its layer."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One pile of transformer blocks; paths are exact and relative to the block (``blocks``: to the base model).
+
+    Attributes:
+        name: what plans and checkpoints call the stack.
+        blocks: path of the module list.
+        up: path of the projection whose row ``j`` belongs to neuron ``j``.
+        down: path of the projection whose column ``j`` belongs to neuron ``j``; its input is the neurons' activation.
+        width_attribute: config attribute that holds the width when every layer of the stack has the same.
+        residual: path of the module whose input is the residual stream that the FFN's output is added to. In
+            post-norm blocks that is the up projection itself; in pre-norm blocks it is the norm before the FFN.
+    """
+
+    name: str
+    blocks: str
+    up: str
+    down: str
+    width_attribute: str
+    residual: str
+
+
+@dataclass(frozen=True)
+class FFN:
+    """The FFN of one layer of one model, resolved from its row: modules, never sizes written down."""
+
+    stack: Stack
+    layer: int
+    block: nn.Module
+    path: str
+    up: nn.Linear
+    down: nn.Linear
+    residual: nn.Module
+
+    @property
+    def site(self) -> Site:
+        """Stack name and layer index."""
+        return self.stack.name, self.layer
+
+    @property
+    def width(self) -> int:
+        """Neurons the layer has now, read from the weights."""
+        return int(self.down.weight.shape[1])
+
+    @property
+    def macs_per_neuron(self) -> int:
+        """Multiply-accumulates that one neuron costs per token."""
+        return int(self.up.weight.shape[1] + self.down.weight.shape[0])
+
+    @property
+    def parameters_per_neuron(self) -> int:
+        """Parameters that go when one neuron goes."""
+        return self.macs_per_neuron + (self.up.bias is not None)
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the FFN, the down projection's bias included."""
+        shared = 0 if self.down.bias is None else self.down.bias.numel()
+        return self.width * self.parameters_per_neuron + shared
+
+
+_BERT_ENCODER = Stack(
+    name="encoder",
+    blocks="encoder.layer",
+    up="intermediate.dense",
+    down="output.dense",
+    width_attribute="intermediate_size",
+    residual="intermediate.dense",
+)
+
+FAMILIES: dict[str, tuple[Stack, ...]] = {
+    "bert": (_BERT_ENCODER,),
+    "distilbert": (
+        Stack(
+            name="encoder",
+            blocks="transformer.layer",
+            up="ffn.lin1",
+            down="ffn.lin2",
+            width_attribute="hidden_dim",
+            residual="ffn.lin1",
+        ),
+    ),
+    "roberta": (_BERT_ENCODER,),
+}
+"""Rows by ``config.model_type``. A new plain architecture is one row here and one tiny model in the tests."""
+
+
+def base_model(model: PreTrainedModel) -> nn.Module:
+    """The body without its head; the model itself when it has none."""
+    body = getattr(model, model.base_model_prefix, model) if model.base_model_prefix else model
+    return body if isinstance(body, nn.Module) else model
+
+
+def find_ffns(model: PreTrainedModel) -> tuple[FFN, ...]:
+    """Resolves every FFN of the model, stack by stack, bottom to top.
+
+    Raises:
+        UnsupportedArchitecture: the model type has no row, or a path of its row is missing or is not a linear layer.
+    """
+    model_type = model.config.model_type
+    if model_type not in FAMILIES:
+        known = ", ".join(sorted(FAMILIES))
+        raise UnsupportedArchitecture(
+            f"model_type {model_type!r} has no row in skillprune/families.py (known: {known}); "
+            "add one with the paths of its up and down projections"
+        )
+    body = base_model(model)
+    return tuple(ffn for stack in FAMILIES[model_type] for ffn in _resolve_stack(body, stack, model_type))
+
+
+def by_stack(ffns: Sequence[FFN]) -> dict[str, tuple[FFN, ...]]:
+    """Groups FFNs by stack name, layers in order."""
+    grouped: dict[str, tuple[FFN, ...]] = {}
+    for ffn in ffns:
+        grouped[ffn.stack.name] = (*grouped.get(ffn.stack.name, ()), ffn)
+    return grouped
+
+
+def _resolve_stack(body: nn.Module, stack: Stack, model_type: str) -> list[FFN]:
+    blocks = _module(body, stack.blocks, model_type)
+    if not isinstance(blocks, nn.ModuleList):
+        raise UnsupportedArchitecture(f"{model_type}: {stack.blocks!r} is not a list of blocks")
+    return [
+        FFN(
+            stack=stack,
+            layer=layer,
+            block=block,
+            path=f"{stack.blocks}.{layer}",
+            up=_linear(block, stack.up, model_type),
+            down=_linear(block, stack.down, model_type),
+            residual=_module(block, stack.residual, model_type),
+        )
+        for layer, block in enumerate(blocks)
+    ]
+
+
+def _module(parent: nn.Module, path: str, model_type: str) -> nn.Module:
+    try:
+        return parent.get_submodule(path)
+    except AttributeError as missing:
+        raise UnsupportedArchitecture(
+            f"{model_type}: this model has no module {path!r} below {type(parent).__name__}; "
+            "its row in skillprune/families.py does not fit it"
+        ) from missing
+
+
+def _linear(parent: nn.Module, path: str, model_type: str) -> nn.Linear:
+    module = _module(parent, path, model_type)
+    if type(module) is not nn.Linear:
+        raise UnsupportedArchitecture(
+            f"{model_type}: {path!r} is a {type(module).__name__}, not a plain torch.nn.Linear; "
+            "quantised or wrapped layers cannot be cut"
+        )
+    return module

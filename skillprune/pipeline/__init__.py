@@ -1,0 +1,44 @@
+"""Chains the stages of a recipe into a run directory; the only room that knows all the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from skillprune.pipeline.run import Run
+from skillprune.pipeline.summary import report_on
+from skillprune.progress import Progress, silent
+from skillprune.recipe import Recipe
+from skillprune.report import Report
+
+STAGES: dict[str, Callable[[Run], Any]] = {
+    "score": lambda run: run.scores,
+    "plan": lambda run: run.plan,
+    "prune": lambda run: run.errors,
+    "export": lambda run: run.exports,
+    "bench": lambda run: run.latency,
+    "report": report_on,
+}
+"""The stages in order; asking for one does those before it, unless an earlier run did."""
+
+
+def run(recipe: Recipe, output: str | Path, *, cache: bool = True, progress: Progress = silent) -> Report:
+    """Carries out a recipe from checkpoint to report, resuming where an earlier run of it stopped.
+
+    Args:
+        recipe: the request.
+        output: the run directory; new, empty, or of the same recipe.
+        cache: whether finished stages of an earlier run count.
+        progress: told how far long work is.
+
+    Returns:
+        The report, also written to the run directory. Its verdict says whether the recipe's demands were met.
+
+    Raises:
+        SkillPruneError: something in the recipe, the data, the model or the machine is not usable; the class says what.
+    """
+    return report_on(Run(recipe, Path(output), cache=cache, progress=progress))
+
+
+__all__ = ["STAGES", "Run", "report_on", "run"]

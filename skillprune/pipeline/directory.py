@@ -1,0 +1,151 @@
+"""The run directory: claimed by one recipe, filled stage by stage, resumed where it was left; nothing half-written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
+
+from skillprune.errors import OutputError, ResourceFailure
+from skillprune.pipeline.memory import PeakMemory
+from skillprune.recipe import Recipe, dump_recipe
+
+Value = TypeVar("Value")
+
+_RECORDS = ".stages"
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """How one stage went.
+
+    Attributes:
+        name: the stage.
+        seconds: wall time of the run that did the work.
+        peak_rss_mib: most resident memory the process held during it.
+        cached: whether an earlier run did it.
+    """
+
+    name: str
+    seconds: float
+    peak_rss_mib: float
+    cached: bool
+
+
+class RunDirectory:
+    """Where one recipe's results go. Stages leave files here and a record each; a finished stage is not done twice."""
+
+    def __init__(self, path: Path, recipe: Recipe, *, cache: bool = True) -> None:
+        """Looks whether ``path`` may be written to, without writing.
+
+        Raises:
+            OutputError: it is a file, holds something else, or belongs to another recipe.
+        """
+        self.path = path
+        self.records: list[StageRecord] = []
+        self._recipe = dump_recipe(recipe)
+        self._cache = cache
+        self._inputs = ""
+        self._refuse_foreign()
+
+    def depend_on(self, *fingerprints: str) -> None:
+        """Names what the results depend on beside the recipe; stages done with other inputs are done again."""
+        self._inputs = _digest(self._recipe, version("skillprune"), *fingerprints)
+
+    def stage(self, name: str, kind: Any, compute: Callable[[], Value], outputs: Sequence[Path] = ()) -> Value:
+        """Returns what ``compute`` returned, now or in an earlier run with the same recipe and inputs.
+
+        Args:
+            name: unique in the run.
+            kind: type of the value, something pydantic can write as JSON and read back.
+            compute: does the work and leaves ``outputs`` behind.
+            outputs: files or directories without which an earlier run does not count.
+
+        Raises:
+            ResourceFailure: the disk failed.
+        """
+        adapter: TypeAdapter[Value] = TypeAdapter(kind)
+        record = self.path / _RECORDS / f"{name}.json"
+        done = self._read(record)
+        if done is not None and all(path.exists() for path in outputs):
+            self.records.append(StageRecord(name, done["seconds"], done["peak_rss_mib"], cached=True))
+            self._inputs = _digest(self._inputs, done["made"])
+            return adapter.validate_python(done["value"], strict=False)
+        self._claim()
+        start = time.perf_counter()
+        with PeakMemory() as memory:
+            value = compute()
+        self.records.append(StageRecord(name, time.perf_counter() - start, memory.peak_mib, cached=False))
+        # Later stages depend on this very result: done again, it makes what was made from the older one stale.
+        made = str(time.time_ns())
+        fields = {"inputs": self._inputs, "made": made, "seconds": self.records[-1].seconds}
+        fields |= {"peak_rss_mib": memory.peak_mib, "value": adapter.dump_python(value, mode="json")}
+        write_text(record, json.dumps(fields))
+        self._inputs = _digest(self._inputs, made)
+        return value
+
+    def _read(self, record: Path) -> dict[str, Any] | None:
+        if not (self._cache and record.is_file()):
+            return None
+        done: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+        return done if done["inputs"] == self._inputs else None
+
+    def _refuse_foreign(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise OutputError(f"{self.path} is a file; name a directory with --output")
+        recipe = self.path / "recipe.yaml"
+        if recipe.is_file():
+            if recipe.read_text(encoding="utf-8") != self._recipe:
+                raise OutputError(
+                    f"{self.path} holds the results of another recipe (see {recipe}); "
+                    "choose another --output, or remove it if it is no longer needed"
+                )
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise OutputError(f"{self.path} is not empty and was not made by skillprune; choose another --output")
+
+    def _claim(self) -> None:
+        if not (self.path / "recipe.yaml").is_file():
+            write_text(self.path / "recipe.yaml", self._recipe)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all.
+
+    Raises:
+        ResourceFailure: the disk failed; an older file is intact.
+    """
+    with replacing(path) as fresh:
+        fresh.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a temporary sibling to fill (file or directory) and puts it in the place of ``path`` when all went well.
+
+    Raises:
+        ResourceFailure: the disk failed; what was at ``path`` is intact.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            fresh = Path(folder, path.name)
+            yield fresh
+            if path.is_dir():
+                path.rename(Path(folder, "old"))
+            os.replace(fresh, path)
+    except OSError as failed:
+        raise ResourceFailure(f"{path} could not be written: {failed.strerror or failed}") from failed
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

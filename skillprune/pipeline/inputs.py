@@ -1,0 +1,50 @@
+"""Model inputs that are not examples: random token ids of a given shape, for parity checks and timing."""
+
+from __future__ import annotations
+
+import inspect
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from skillprune.errors import Problem, RecipeError
+
+
+def random_inputs(
+    model: PreTrainedModel, tokenizer: Tokenizer, batch: int, sequence: int, *, seed: int, padded: bool = False
+) -> dict[str, NDArray[np.int64]]:
+    """Random token ids with whatever else the model takes, ``(batch, sequence)`` each.
+
+    With ``padded``, every row but the first ends in padding, a different amount each. Timing uses full rows.
+    """
+    rng = np.random.default_rng([seed, batch, sequence])
+    mask = np.ones((batch, sequence), np.int64)
+    if padded:
+        lengths = np.linspace(sequence, max(1, sequence // 2), batch).astype(np.int64)
+        mask = (np.arange(sequence) < lengths[:, None]).astype(np.int64)
+    ids = rng.integers(0, model.config.vocab_size, size=(batch, sequence), dtype=np.int64)
+    padding = model.config.pad_token_id or 0
+    values = {
+        "input_ids": np.where(mask == 1, ids, padding),
+        "attention_mask": mask,
+        "token_type_ids": np.zeros_like(mask),
+    }
+    accepted = inspect.signature(model.forward).parameters
+    return {name: values[name] for name in tokenizer.model_input_names if name in values and name in accepted}
+
+
+def check_shapes(tokenizer: Tokenizer, model: PreTrainedModel, shapes: tuple[tuple[int, int], ...]) -> None:
+    """Refuses shapes the model cannot run.
+
+    Raises:
+        RecipeError: a sequence is longer than the model's position table.
+    """
+    limit = min(
+        tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", tokenizer.model_max_length)
+    )
+    too_long = [shape for shape in shapes if shape[1] > limit]
+    if too_long:
+        wanted = f"the model reads at most {limit} tokens"
+        raise RecipeError([Problem("benchmark.shapes", str(list(shape)), wanted) for shape in too_long])

@@ -1,0 +1,219 @@
+"""Chains the stages of a recipe; every stage reads values and leaves values, and the run directory keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from skillprune.benchmark import Latency, Subject, check_provider, measure_latency, open_session
+from skillprune.checkpoint import load_classifier, load_source, save_pruned, verify_reload
+from skillprune.data import Batch, Example, load_splits, make_batches
+from skillprune.evaluation import METRICS, Predictor, compare, label_names, predict_split, torch_predictor
+from skillprune.export import export_onnx
+from skillprune.families import find_ffns
+from skillprune.pipeline.directory import RunDirectory, replacing, write_text
+from skillprune.pipeline.inputs import check_shapes, random_inputs
+from skillprune.pipeline.results import Exports, Quality
+from skillprune.planning import (
+    Prediction,
+    PruningPlan,
+    load_plan,
+    plan_pruning,
+    plan_to_json,
+    plan_widths,
+    predict_plan,
+)
+from skillprune.progress import Progress, silent
+from skillprune.recipe import Recipe
+from skillprune.repair import LayerError, prune_and_repair_
+from skillprune.scoring import NeuronScores, Provenance, ScoringData, load_scores, save_scores, score_neurons
+from skillprune.tasks import resolve_task
+
+Inputs = Mapping[str, NDArray[np.int64]]
+
+PARITY_SHAPES = ((2, 16), (3, 29))
+"""Batch and sequence of the inputs on which an ONNX file must agree with PyTorch; the first is traced."""
+
+
+class Run:
+    """One recipe at work in one directory. Every property is a stage: asking for it does what it needs first.
+
+    Creating it loads the model and the data and checks everything that can be checked, and writes nothing.
+
+    Attributes:
+        recipe: the request.
+        directory: where results go.
+        source: the dense model; pruned in place by the `errors` stage and loaded anew by those after it.
+        task: the resolved task.
+        splits: its examples.
+    """
+
+    def __init__(self, recipe: Recipe, output: Path, *, cache: bool = True, progress: Progress = silent) -> None:
+        """Loads and checks.
+
+        Raises:
+            SkillPruneError: the recipe, the data, the model or the output directory is not usable; nothing is written.
+        """
+        self.recipe, self.progress = recipe, progress
+        self.directory = RunDirectory(output, recipe, cache=cache)
+        check_provider(recipe.benchmark.provider)
+        self.source = load_source(recipe.model, progress=progress)
+        plan_widths(find_ffns(self.source.model), **recipe.plan.model_dump())
+        check_shapes(self.source.tokenizer, self.source.model, recipe.benchmark.shapes)
+        self.task = resolve_task(recipe.task, label_names(self.source.model))
+        self.splits = load_splits(self.task, examples=recipe.scoring.examples, seed=recipe.seed)
+        self._calibration = self._batches(self.splits.calibration)
+        self.data_fingerprint = self.splits.fingerprint()
+        self.directory.depend_on(self.source.fingerprint, self.data_fingerprint)
+
+    def predict(self) -> Prediction:
+        """Widths, parameters and MACs the plan will have; nothing is scored or written."""
+        return predict_plan(self.source.model, **self.recipe.plan.model_dump())
+
+    @cached_property
+    def scores(self) -> tuple[NeuronScores, ...]:
+        """Importance of every neuron, under the criterion that decides and those computed beside it."""
+        path = self.directory.path / "scores.safetensors"
+        self.directory.stage("score", None, lambda: self._score(path), [path])
+        return load_scores(path)
+
+    @cached_property
+    def plan(self) -> PruningPlan:
+        """Which neurons stay."""
+        path = self.directory.path / "plan.json"
+        decisive = next(scores for scores in self.scores if scores.criterion == self.recipe.scoring.criterion)
+
+        def compute() -> None:
+            plan = plan_pruning(self.source.model, decisive, **self.recipe.plan.model_dump())
+            write_text(path, plan_to_json(plan))
+
+        self.directory.stage("plan", None, compute, [path])
+        return load_plan(path)
+
+    @cached_property
+    def errors(self) -> tuple[LayerError, ...]:
+        """The pruned checkpoint, written and proven to reload; the value is the repair's error per layer."""
+        plan, path = self.plan, self.directory.path / "model"
+        return self.directory.stage("prune", tuple[LayerError, ...], lambda: self._prune(plan, path), [path])
+
+    @cached_property
+    def exports(self) -> Exports:
+        """ONNX files of the dense and of the pruned model, each proven against PyTorch."""
+        assert self.errors is not None  # the pruned checkpoint is there
+        paths = [self.directory.path / "onnx" / name / "model.onnx" for name in ("dense/fp32", "fp32")]
+        return self.directory.stage("export", Exports, lambda: self._export(*paths), paths)
+
+    @cached_property
+    def latency(self) -> Latency:
+        """Dense against pruned in ONNX Runtime, interleaved, with an identical-pair control."""
+        exports = self.exports
+        return self.directory.stage("bench", Latency, lambda: self._bench(exports))
+
+    @cached_property
+    def quality(self) -> Quality:
+        """The test split, read here and only here, once everything is decided."""
+        exports, _ = self.exports, self.latency
+        return self.directory.stage("test", Quality, lambda: self._test(exports))
+
+    def _score(self, path: Path) -> None:
+        scoring = self.recipe.scoring
+        scores = score_neurons(
+            self.source.model,
+            ScoringData(self._calibration, self._batches(self.splits.validation)),
+            criteria=(scoring.criterion, *scoring.also),
+            provenance=Provenance(
+                model=self.source.fingerprint,
+                data=self.data_fingerprint,
+                examples=len(self.splits.calibration),
+                position=scoring.position,
+                seed=self.recipe.seed,
+            ),
+            position=scoring.position,
+            progress=self.progress,
+        )
+        with replacing(path) as fresh:
+            save_scores(scores, fresh)
+
+    def _prune(self, plan: PruningPlan, path: Path) -> tuple[LayerError, ...]:
+        model, repair = self.source.model, self.recipe.repair
+        errors = prune_and_repair_(
+            model, plan, self._calibration, method=repair.method, ridge=repair.ridge, progress=self.progress
+        )
+        with replacing(path) as fresh:
+            save_pruned(model, self.source.tokenizer, fresh, dtype=self.source.dtype)
+            self.progress("reload in a fresh process", 0, 1)
+            verify_reload(model, fresh, self._inputs(*PARITY_SHAPES[1], padded=True))
+            self.progress("reload in a fresh process", 1, 1)
+        return errors
+
+    def _export(self, dense_path: Path, pruned_path: Path) -> Exports:
+        inputs = [self._inputs(*shape, padded=True) for shape in PARITY_SHAPES]
+        self.progress("export", 0, 2)
+        dense = export_onnx(load_source(self.recipe.model).model, inputs, dense_path)
+        self.progress("export", 1, 2)
+        pruned = export_onnx(self._pruned_model(), inputs, pruned_path)
+        self.progress("export", 2, 2)
+        return Exports(dense, pruned)
+
+    def _bench(self, exports: Exports) -> Latency:
+        spec = self.recipe.benchmark
+        return measure_latency(
+            [Subject("dense", "fp32", exports.dense.path), Subject("pruned", "fp32", exports.pruned.path)],
+            spec.shapes,
+            self._inputs,
+            threads=spec.threads,
+            provider=spec.provider,
+            rounds=spec.rounds,
+            seed=self.recipe.seed,
+            progress=self.progress,
+        )
+
+    def _test(self, exports: Exports) -> Quality:
+        batches = self._batches(self.splits.test)
+        predictors = {
+            "dense": torch_predictor(load_source(self.recipe.model).model),
+            "pruned": torch_predictor(self._pruned_model()),
+            "onnx": self._onnx_predictor(exports.pruned.path),
+        }
+        answers = {
+            name: predict_split(predict, batches, what=f"test ({name})", progress=self.progress)
+            for name, predict in predictors.items()
+        }
+        measure = METRICS[self.task.metric]
+        return Quality(
+            **{name: measure(given.labels, given.predicted) for name, given in answers.items()},
+            comparison=compare(answers["dense"], answers["onnx"], metric=self.task.metric, seed=self.recipe.seed),
+        )
+
+    def _onnx_predictor(self, path: Path) -> Predictor:
+        spec = self.recipe.benchmark
+        session = open_session(path, threads=spec.threads, provider=spec.provider)
+        names = {given.name for given in session.get_inputs()}
+
+        def predict(batch: Batch) -> NDArray[np.float32]:
+            logits: NDArray[np.float32] = session.run(
+                ["logits"], {name: tensor.numpy() for name, tensor in batch.inputs.items() if name in names}
+            )[0]
+            return logits
+
+        return predict
+
+    def _pruned_model(self) -> PreTrainedModel:
+        return load_classifier(self.directory.path / "model", dtype="float32")
+
+    def _batches(self, examples: Sequence[Example]) -> tuple[Batch, ...]:
+        return make_batches(
+            examples,
+            self.source.tokenizer,
+            max_length=self.task.max_length,
+            batch_size=self.recipe.scoring.batch_size,
+        )
+
+    def _inputs(self, batch: int, sequence: int, *, padded: bool = False) -> Inputs:
+        source = self.source
+        return random_inputs(source.model, source.tokenizer, batch, sequence, seed=self.recipe.seed, padded=padded)

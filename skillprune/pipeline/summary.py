@@ -1,0 +1,194 @@
+"""Condenses a finished run into its `Report` and writes the report's views; nothing is computed but the verdict."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+
+from skillprune import report as paper
+from skillprune.benchmark import Control, Measurement, environment
+from skillprune.checkpoint import DEMO
+from skillprune.pipeline.directory import StageRecord, write_text
+from skillprune.pipeline.results import Exports
+from skillprune.pipeline.run import Run
+from skillprune.pipeline.verdict import failed_promises
+from skillprune.planning import PruningPlan
+from skillprune.repair import LayerError
+
+
+def report_on(run: Run) -> paper.Report:
+    """Runs whatever stages are missing and writes ``report.json``, ``report.md`` and the model card.
+
+    Raises:
+        SkillPruneError: a stage failed.
+    """
+    assert run.quality is not None  # every stage is done now
+    report = build_report(run)
+    write_report(report, run.directory.path)
+    return report
+
+
+def build_report(run: Run) -> paper.Report:
+    """The report of a run whose stages are all done."""
+    return paper.Report(
+        schema_version=1,
+        skillprune_version=version("skillprune"),
+        created=datetime.now(timezone.utc),
+        seed=run.recipe.seed,
+        environment=_environment(),
+        model=_model(run),
+        task=_task(run),
+        scoring=_scoring(run),
+        quality=_quality(run),
+        artifacts=(_artifact(run.exports, run.directory.path),),
+        best=paper.Best(variant=run.exports.pruned.variant, why="the only variant asked for"),
+        latency=tuple(map(_latency, run.latency.measurements)),
+        controls=tuple(map(_control, run.latency.controls)),
+        repair=_repair(run.errors),
+        repair_method=run.recipe.repair.method,
+        stages=tuple(map(_stage, run.directory.records)),
+        verdict=_verdict(run),
+    )
+
+
+def write_report(report: paper.Report, directory: Path) -> None:
+    """Writes ``report.json``, ``report.md`` and the model card into a run directory."""
+    paper.write_json(report, directory / "report.json")
+    write_text(directory / "report.md", paper.render_markdown(report))
+    uneven = any(len(set(stack.width_after)) > 1 for stack in report.model.stacks)
+    write_text(directory / "model" / "README.md", paper.render_model_card(report, load_with_plugin=uneven))
+
+
+def _environment() -> paper.Environment:
+    found = environment()
+    fields = {name: found[name] for name in paper.Environment.model_fields if name in found}
+    packages = {name: str(found[name]) for name in ("numpy", "onnx") if found[name]}
+    return paper.Environment.model_validate({**fields, "packages": packages})
+
+
+def _model(run: Run) -> paper.Model:
+    plan, name = run.plan, run.recipe.model.name
+    return paper.Model(
+        source=name,
+        hub_id=None if name == DEMO or Path(name).is_dir() else name,
+        model_type=run.source.model.config.model_type,
+        stacks=_stacks(plan),
+        parameters_before=plan.before.parameters,
+        parameters_after=plan.after.parameters,
+        ffn_parameters_before=plan.before.ffn_parameters,
+        ffn_parameters_after=plan.after.ffn_parameters,
+        macs_before=plan.before.macs,
+        macs_after=plan.after.macs,
+        macs_sequence=plan.before.sequence,
+    )
+
+
+def _stacks(plan: PruningPlan) -> tuple[paper.StackWidths, ...]:
+    return tuple(
+        paper.StackWidths(name=stack, width_before=plan.width_before[stack], width_after=widths)
+        for stack, widths in plan.width_after.items()
+    )
+
+
+def _task(run: Run) -> paper.TaskFacts:
+    splits = run.splits
+    return paper.TaskFacts(
+        name=run.task.name,
+        metric=run.task.metric,
+        splits=paper.SplitSizes(
+            calibration=len(splits.calibration), validation=len(splits.validation), test=len(splits.test)
+        ),
+        labels=run.task.labels,
+    )
+
+
+def _scoring(run: Run) -> paper.Scoring:
+    return paper.Scoring(
+        criterion=run.plan.criterion,
+        examples=len(run.splits.calibration),
+        seconds=next(record.seconds for record in run.directory.records if record.name == "score"),
+        best_per_layer={scores.criterion: scores.best_per_layer() for scores in run.scores},
+    )
+
+
+def _quality(run: Run) -> paper.Quality:
+    quality, labels = run.quality, Counter(example.label for example in run.splits.test)
+    return paper.Quality(
+        metric=run.task.metric,
+        test=paper.MetricValues(
+            dense=quality.dense, pruned=quality.pruned, onnx={run.exports.pruned.variant: quality.onnx}
+        ),
+        difference=quality.comparison.difference,
+        ci_low=quality.comparison.low,
+        ci_high=quality.comparison.high,
+        p_value=quality.comparison.p_value,
+        agreement=quality.comparison.agreement,
+        labels={name: labels[index] for index, name in enumerate(run.task.labels)},
+    )
+
+
+def _artifact(exports: Exports, directory: Path) -> paper.Artifact:
+    pruned = exports.pruned
+    return paper.Artifact(
+        variant=pruned.variant,
+        path=pruned.path.relative_to(directory).as_posix(),
+        bytes=pruned.bytes,
+        dense_bytes=exports.dense.bytes,
+        backend=pruned.backend,
+        opset=pruned.opset,
+        max_abs_diff=pruned.max_abs_diff,
+        tolerance=pruned.tolerance,
+    )
+
+
+def _latency(row: Measurement) -> paper.LatencyRow:
+    same = ("subject", "variant", "runtime", "provider", "provider_asked", "batch", "sequence", "threads")
+    computed = ("p50_ms", "p90_ms", "p99_ms", "throughput")
+    return paper.LatencyRow.model_validate(
+        {
+            **{name: getattr(row, name) for name in (*same, *computed)},
+            "rounds": len(row.round_ms),
+            "speedup": row.speedup.value,
+            "speedup_low": row.speedup.low,
+            "speedup_high": row.speedup.high,
+        }
+    )
+
+
+def _control(control: Control) -> paper.ControlRow:
+    return paper.ControlRow(
+        batch=control.batch,
+        sequence=control.sequence,
+        ratio=control.ratio.value,
+        low=control.ratio.low,
+        high=control.ratio.high,
+        rounds=control.rounds,
+        retries=control.retries,
+    )
+
+
+def _repair(errors: Sequence[LayerError]) -> dict[str, tuple[paper.LayerRepair, ...]]:
+    rows: dict[str, tuple[paper.LayerRepair, ...]] = {}
+    for error in errors:
+        row = paper.LayerRepair(layer=error.layer, error_before=error.before, error_after=error.after)
+        rows[error.stack] = (*rows.get(error.stack, ()), row)
+    return rows
+
+
+def _stage(record: StageRecord) -> paper.Stage:
+    return paper.Stage(name=record.name, seconds=record.seconds, peak_rss_mib=record.peak_rss_mib, cached=record.cached)
+
+
+def _verdict(run: Run) -> paper.Verdict:
+    demand = run.recipe.demand
+    reasons = failed_promises(
+        demand, run.plan, run.exports.dense, run.exports.pruned, run.latency, run.quality.comparison
+    )
+    return paper.Verdict(
+        ok=not reasons,
+        reasons=reasons,
+        demand=paper.Demand(min_speedup=demand.min_speedup, max_drop=demand.max_drop),
+    )

@@ -1,0 +1,62 @@
+"""What a run has to keep of its promises: the one place that says ok or not, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from skillprune.benchmark import Latency
+from skillprune.evaluation import Comparison
+from skillprune.export import OnnxArtifact
+from skillprune.planning import PruningPlan
+from skillprune.recipe import DemandSpec
+
+
+def failed_promises(
+    demand: DemandSpec,
+    plan: PruningPlan,
+    dense: OnnxArtifact,
+    pruned: OnnxArtifact,
+    latency: Latency,
+    comparison: Comparison,
+) -> tuple[str, ...]:
+    """One sentence per demand or check that does not hold; empty when all is well."""
+    return (
+        *_not_smaller(plan, dense, pruned),
+        *_restless(latency),
+        *_too_slow(demand, pruned.variant, latency),
+        *_too_wrong(demand, comparison),
+    )
+
+
+def _not_smaller(plan: PruningPlan, dense: OnnxArtifact, pruned: OnnxArtifact) -> Sequence[str]:
+    if plan.width_after == plan.width_before or pruned.bytes < dense.bytes:
+        return ()
+    return (f"the pruned ONNX file has {pruned.bytes:,} bytes, the dense one {dense.bytes:,}: it is not smaller",)
+
+
+def _restless(latency: Latency) -> Sequence[str]:
+    return tuple(
+        f"the dense file timed against itself at {control.batch} x {control.sequence} gave {control.ratio.value:.3f} "
+        f"[{control.ratio.low:.3f}, {control.ratio.high:.3f}] after {control.retries} retries: this machine is too "
+        "busy to measure on"
+        for control in latency.controls
+        if not control.ok
+    )
+
+
+def _too_slow(demand: DemandSpec, variant: str, latency: Latency) -> Sequence[str]:
+    if demand.min_speedup is None:
+        return ()
+    return tuple(
+        f"speed-up at {each.batch} x {each.sequence} is {each.speedup.value:.3f} "
+        f"[{each.speedup.low:.3f}, {each.speedup.high:.3f}]; its lower end must reach {demand.min_speedup:g}"
+        for each in latency.measurements
+        if (each.subject, each.variant) == ("pruned", variant) and each.speedup.low < demand.min_speedup
+    )
+
+
+def _too_wrong(demand: DemandSpec, comparison: Comparison) -> Sequence[str]:
+    # Differences of shares of the same test set are multiples of 1/n; rounding noise must not fail an exact demand.
+    if demand.max_drop is None or -comparison.difference <= demand.max_drop + 1e-12:
+        return ()
+    return (f"the test metric falls by {-comparison.difference:.4f}; at most {demand.max_drop:g} was allowed",)

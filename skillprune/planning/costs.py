@@ -1,0 +1,56 @@
+"""Counts what a model costs and predicts what it will cost at other widths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
+
+from skillprune.families import FFN, by_stack, find_ffns
+from skillprune.planning.plan import Costs
+
+MAC_SEQUENCE = 128
+"""Tokens of the one sequence that multiply-accumulates are counted for, where the model is long enough."""
+
+
+def model_costs(model: PreTrainedModel) -> Costs:
+    """Counts parameters, and multiply-accumulates by running one sequence under PyTorch's counter."""
+    ffns = find_ffns(model)
+    # Half of the position table is always safe: RoBERTa's first positions are reserved.
+    tokens = min(MAC_SEQUENCE, getattr(model.config, "max_position_embeddings", 2 * MAC_SEQUENCE) // 2)
+    inputs = torch.zeros(1, tokens, dtype=torch.long, device=model.device)
+    was_training = model.training
+    model.eval()
+    # The math backend spells attention out as matrix products; the counter does not know every fused CPU kernel.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        model(input_ids=inputs, attention_mask=torch.ones_like(inputs))
+    model.train(was_training)
+    return Costs(
+        sequence=tokens,
+        parameters=model.num_parameters(),
+        ffn_parameters=sum(ffn.parameters for ffn in ffns),
+        macs=counter.get_total_flops() // 2,
+        ffn_macs=sum(tokens * ffn.width * ffn.macs_per_neuron for ffn in ffns),
+    )
+
+
+def predict_costs(before: Costs, ffns: Sequence[FFN], widths: Mapping[str, Sequence[int]]) -> Costs:
+    """What the model will cost when its layers have ``widths``; exact, because only FFN matrices shrink."""
+    removed = [
+        (ffn, ffn.width - width)
+        for stack, layers in by_stack(ffns).items()
+        for ffn, width in zip(layers, widths[stack], strict=True)
+    ]
+    parameters = sum(ffn.parameters_per_neuron * gone for ffn, gone in removed)
+    macs = sum(before.sequence * ffn.macs_per_neuron * gone for ffn, gone in removed)
+    return replace(
+        before,
+        parameters=before.parameters - parameters,
+        ffn_parameters=before.ffn_parameters - parameters,
+        macs=before.macs - macs,
+        ffn_macs=before.ffn_macs - macs,
+    )

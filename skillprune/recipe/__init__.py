@@ -1,0 +1,34 @@
+"""The user's request: schema, YAML with the place of every problem, overrides; imports no torch, runs nothing."""
+
+from skillprune.recipe.inputs import BuiltinData, FileData, HubData, HubSplits, ModelSpec, TaskSpec
+from skillprune.recipe.loading import load_recipe
+from skillprune.recipe.schema import Recipe, dump_recipe, recipe_schema
+from skillprune.recipe.stages import (
+    BenchmarkSpec,
+    DemandSpec,
+    ExportSpec,
+    PlanSpec,
+    RecoverySpec,
+    RepairSpec,
+    ScoringSpec,
+)
+
+__all__ = [
+    "BenchmarkSpec",
+    "BuiltinData",
+    "DemandSpec",
+    "ExportSpec",
+    "FileData",
+    "HubData",
+    "HubSplits",
+    "ModelSpec",
+    "PlanSpec",
+    "Recipe",
+    "RecoverySpec",
+    "RepairSpec",
+    "ScoringSpec",
+    "TaskSpec",
+    "dump_recipe",
+    "load_recipe",
+    "recipe_schema",
+]

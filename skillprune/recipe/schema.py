@@ -1,0 +1,73 @@
+"""The whole recipe as one frozen value, its YAML and its JSON schema; reading recipe files is left to loading."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, ValidationInfo, model_validator
+from typing_extensions import Self
+
+from skillprune.errors import RecipeError
+from skillprune.recipe.base import Spec, StrictInt
+from skillprune.recipe.inputs import ModelField, TaskSpec
+from skillprune.recipe.problems import explain
+from skillprune.recipe.source import RecipeDumper
+from skillprune.recipe.stages import (
+    BenchmarkSpec,
+    DemandSpec,
+    ExportSpec,
+    PlanSpec,
+    RecoverySpec,
+    RepairSpec,
+    ScoringSpec,
+)
+
+
+class Recipe(Spec):
+    """The user's whole request with every default filled in.
+
+    The same in YAML and in Python; relative paths in Python start from the working directory.
+
+        Recipe(model="./my-model", task={"data": {"train": "train.csv", "test": "test.csv"}})
+
+    Raises:
+        RecipeError: Something is wrong; it carries every problem at once.
+    """
+
+    model: ModelField = Field(
+        description="The checkpoint to make smaller: a directory, a hub id, `builtin:reviews-tiny`, or a mapping.",
+        examples=["./my-model", {"name": "./my-model", "dtype": "float32"}],
+    )
+    task: TaskSpec = Field(description="What the checkpoint is for.")
+    scoring: ScoringSpec = Field(default_factory=ScoringSpec, description="How neurons are scored.")
+    plan: PlanSpec = Field(default_factory=PlanSpec, description="How many neurons are kept, and where.")
+    repair: RepairSpec = Field(default_factory=RepairSpec, description="What the remaining weights become.")
+    recovery: RecoverySpec = Field(default_factory=RecoverySpec, description="Training after pruning.")
+    export: ExportSpec = Field(default_factory=ExportSpec, description="Which ONNX files are written.")
+    benchmark: BenchmarkSpec = Field(default_factory=BenchmarkSpec, description="How latency is measured.")
+    demand: DemandSpec = Field(
+        default_factory=DemandSpec, description="What must hold for the run to count as a success."
+    )
+    seed: Annotated[StrictInt, Field(ge=0, lt=2**32)] = Field(
+        default=0, description="Seed of everything random; the same seed gives the same plan."
+    )
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _all_problems_at_once(cls, value: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
+        try:
+            return handler(value)
+        except ValidationError as error:
+            raise RecipeError(explain(error, cls, info.context)) from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML that `load_recipe` reads back to an equal recipe."""
+    values = recipe.model_dump(mode="json")
+    return yaml.dump(values, Dumper=RecipeDumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def recipe_schema() -> dict[str, Any]:
+    """JSON schema (draft 2020-12) of a recipe file, short forms included; it cannot say which files must exist."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}

@@ -1,0 +1,129 @@
+"""The recipe sections that say how a model is pruned, exported and judged; carrying them out is left to others."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
+
+from skillprune.recipe.base import Spec, StrictFloat, StrictInt, without_repeats
+
+Criterion = Literal["wanda", "magnitude", "random", "predictivity"]
+Positive = Annotated[StrictInt, Field(ge=1)]
+
+
+class ScoringSpec(Spec):
+    """How neurons are scored."""
+
+    criterion: Criterion = Field(default="wanda", description="Importance score that decides which neurons are kept.")
+    examples: Positive = Field(default=2048, description="Calibration examples, drawn from train by seed.")
+    position: Literal["cls", "mean", "max"] = Field(
+        default="mean",
+        description="How a text's token activations become one number: first token, mean or maximum over tokens.",
+    )
+    also: Annotated[tuple[Criterion, ...], AfterValidator(without_repeats)] = Field(
+        default=(), description="Further criteria to compute in the same pass.", examples=[["predictivity"]]
+    )
+    batch_size: Positive = Field(default=32, description="Examples per forward pass.")
+
+    @field_validator("also")
+    @classmethod
+    def _not_the_criterion(cls, also: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        criterion = info.data.get("criterion")
+        if criterion in also:
+            raise ValueError(f"repeats the criterion {criterion!r}, which is computed anyway; remove it")
+        return also
+
+
+def _kind_of_layers(value: Any) -> str | None:
+    if isinstance(value, (list, tuple)):
+        return "<layers>"
+    return "<share>" if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+LAYER_KINDS = ("<layers>", "<share>")
+_LayersField = Annotated[
+    Annotated[tuple[StrictInt, ...], AfterValidator(without_repeats), Tag("<layers>")]
+    | Annotated[StrictFloat, Field(ge=0, lt=1), Tag("<share>")],
+    Discriminator(
+        _kind_of_layers,
+        custom_error_type="layer_forms",
+        custom_error_message="should be a list of layer numbers, or one share of the layers in [0, 1)",
+    ),
+]
+
+
+class PlanSpec(Spec):
+    """How many neurons are kept, and where."""
+
+    keep_ratio: Annotated[StrictFloat, Field(gt=0, le=1)] = Field(
+        default=0.25, description="Share of FFN neurons that every pruned layer keeps.", examples=[0.5]
+    )
+    round_to: Positive = Field(default=16, description="Kept widths are multiples of this, which fast kernels like.")
+    keep_layers: _LayersField = Field(
+        default=(),
+        description="Layers left untouched: their numbers (negative ones count from the end), "
+        "or one number in [0, 1), the first share of the layers.",
+        examples=[[0, -1], 0.25],
+    )
+
+
+class RepairSpec(Spec):
+    """What the remaining weights become."""
+
+    method: Literal["zero", "mean", "least_squares"] = Field(
+        default="least_squares",
+        description="`zero` only slices, `mean` folds the pruned neurons' mean into the bias, "
+        "`least_squares` refits the down projection.",
+    )
+    ridge: Annotated[StrictFloat, Field(gt=0)] = Field(
+        default=0.01, description="Relative ridge of the least-squares fit."
+    )
+
+
+def _no_epochs(value: Any) -> Any:
+    if value != 0 or type(value) is not int:  # False and 0.0 equal 0, yet neither is a number of epochs
+        raise ValueError("should be 0; there is no training after pruning")
+    return value
+
+
+class RecoverySpec(Spec):
+    """Training after pruning."""
+
+    epochs: Annotated[Literal[0], BeforeValidator(_no_epochs)] = Field(
+        default=0, description="Epochs of training after pruning; only 0, no training, is possible."
+    )
+
+
+class ExportSpec(Spec):
+    """Which ONNX files are written."""
+
+    variants: Annotated[tuple[Literal["fp32"], ...], Field(min_length=1), AfterValidator(without_repeats)] = Field(
+        default=("fp32",), description="Number formats of the ONNX files."
+    )
+
+
+class BenchmarkSpec(Spec):
+    """How latency is measured."""
+
+    shapes: Annotated[tuple[tuple[Positive, Positive], ...], Field(min_length=1), AfterValidator(without_repeats)] = (
+        Field(
+            default=((1, 32), (1, 128), (8, 128)),
+            description="Input shapes to time, each [batch, sequence length in tokens].",
+            examples=[[[1, 32], [8, 128]]],
+        )
+    )
+    threads: Positive = Field(default=2, description="Threads of a session.")
+    provider: Literal["cpu", "cuda"] = Field(default="cpu", description="Execution provider of ONNX Runtime.")
+    rounds: Annotated[StrictInt, Field(ge=10)] = Field(default=60, description="Timed rounds per shape; at least 10.")
+
+
+class DemandSpec(Spec):
+    """What must hold for the run to count as a success."""
+
+    min_speedup: Annotated[StrictFloat, Field(gt=0)] | None = Field(
+        default=None, description="Speed-up over the dense model that every shape must reach.", examples=[1.3]
+    )
+    max_drop: Annotated[StrictFloat, Field(ge=0)] | None = Field(
+        default=None, description="Largest drop of the metric on the test split, as a share of 1.", examples=[0.02]
+    )

@@ -1,0 +1,51 @@
+"""The report of a run: its schema, its JSON file, and the pages a person reads; measuring is left to other rooms."""
+
+from skillprune.report.files import read_report, write_json
+from skillprune.report.markdown import render_markdown, render_summary
+from skillprune.report.model_card import render_model_card
+from skillprune.report.schema import SCHEMA_VERSION, Report, report_schema
+from skillprune.report.sections import (
+    Artifact,
+    Best,
+    ControlRow,
+    Demand,
+    Environment,
+    LatencyRow,
+    LayerRepair,
+    MetricValues,
+    Model,
+    Quality,
+    Scoring,
+    SplitSizes,
+    StackWidths,
+    Stage,
+    TaskFacts,
+    Verdict,
+)
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Artifact",
+    "Best",
+    "ControlRow",
+    "Demand",
+    "Environment",
+    "LatencyRow",
+    "LayerRepair",
+    "MetricValues",
+    "Model",
+    "Quality",
+    "Report",
+    "Scoring",
+    "SplitSizes",
+    "StackWidths",
+    "Stage",
+    "TaskFacts",
+    "Verdict",
+    "read_report",
+    "render_markdown",
+    "render_model_card",
+    "render_summary",
+    "report_schema",
+    "write_json",
+]

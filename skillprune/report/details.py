@@ -1,0 +1,170 @@
+"""The lower half of ``report.md``: one function per table; the headline is written in the markdown module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+
+from skillprune.report import facts, wording
+from skillprune.report.schema import Report
+from skillprune.report.sections import StackWidths
+
+
+def widths(report: Report) -> str:
+    """Neurons per layer before and after: one sentence per stack where they are all the same, else a table."""
+    uniform: list[str] = []
+    rows: list[list[str]] = []
+    for stack in report.model.stacks:
+        same = facts.is_uniform(stack) and len(set(stack.width_before)) == 1
+        if same:
+            before, after = stack.width_before[0], stack.width_after[0]
+            layers = f"{len(stack.width_after)} layers of {wording.plain(stack.name)}"
+            uniform.append(f"Every one of the {layers} went from {before} to {after} neurons.")
+        else:
+            rows.extend(_width_rows(stack))
+    parts = ["\n".join(uniform)] if uniform else []
+    if rows:
+        parts.append(wording.table(["stack", "layers", "neurons before", "after", "kept"], rows))
+    return "\n\n".join(parts) or "The model has no FFN stack."
+
+
+def _width_rows(stack: StackWidths) -> Iterator[list[str]]:
+    pairs = enumerate(zip(stack.width_before, stack.width_after, strict=True))
+    for (before, after), run in groupby(pairs, key=lambda item: item[1]):
+        layers = [layer for layer, _ in run]
+        span = str(layers[0]) if len(layers) == 1 else f"{layers[0]} to {layers[-1]}"
+        kept = wording.percent(after / before) if before else "-"
+        yield [wording.plain(stack.name), span, str(before), str(after), kept]
+
+
+def repair(report: Report) -> str:
+    """Reconstruction error of every layer, sliced only and repaired."""
+    rows = [
+        [
+            wording.plain(stack),
+            str(row.layer),
+            wording.significant(row.error_before),
+            wording.significant(row.error_after),
+        ]
+        for stack, layers in report.repair.items()
+        for row in layers
+    ]
+    if not rows:
+        return "Nothing was repaired."
+    method = "" if report.repair_method is None else f" Method: {wording.plain(report.repair_method)}."
+    text = (
+        "Share of the variance of the wanted FFN output that each layer misses, on calibration examples that the "
+        f"repair did not see.{method}"
+    )
+    return f"{text}\n\n{wording.table(['stack', 'layer', 'sliced only', 'repaired'], rows)}"
+
+
+def skills(report: Report) -> str:
+    """The best neuron of every layer as a one-neuron classifier, when predictivity was computed."""
+    rows = [
+        [wording.plain(stack), str(layer), f"{best:.3f}"]
+        for stack, layers in report.scoring.best_per_layer.get("predictivity", {}).items()
+        for layer, best in enumerate(layers)
+    ]
+    if not rows:
+        return "Not measured; `scoring: {also: [predictivity]}` finds the skill neurons."
+    text = (
+        "How well the best single neuron of each layer tells a class: balanced accuracy on the validation split, 0.5 "
+        "is chance. The skill neurons stand in scores.safetensors; they are a finding, not the removal rule."
+    )
+    return f"{text}\n\n{wording.table(['stack', 'layer', 'best predictivity'], rows)}"
+
+
+def artifacts(report: Report) -> str:
+    """Exported files with exporter, sizes and parity."""
+    rows = [
+        [
+            wording.plain(file.path),
+            wording.plain(file.variant),
+            wording.size(file.bytes),
+            wording.size(file.dense_bytes),
+            f"{wording.plain(file.backend)}, opset {file.opset}",
+            f"{file.max_abs_diff:.1e}",
+            f"{file.tolerance:.1e}",
+        ]
+        for file in report.artifacts
+    ]
+    if not rows:
+        return "Nothing was exported."
+    header = ["path", "variant", "size", "dense size", "exporter", "largest difference from PyTorch", "accepted"]
+    return wording.table(header, rows)
+
+
+def latency(report: Report) -> str:
+    """Every measured row: median and tails, throughput, speed-up, what ran it."""
+    rows = [
+        [
+            f"{wording.plain(row.subject)} {wording.plain(row.variant)}",
+            wording.shape(row.batch, row.sequence),
+            *(wording.milliseconds(value) for value in (row.p50_ms, row.p90_ms, row.p99_ms)),
+            wording.significant(row.throughput),
+            facts.speed_with_interval(row),
+            f"{wording.plain(row.runtime)} {wording.plain(row.provider)}",
+            str(row.threads),
+            str(row.rounds),
+        ]
+        for row in report.latency
+    ]
+    if not rows:
+        return "Nothing was timed."
+    header = ["model", "batch x tokens", "p50", "p90", "p99", "examples/s", "speed-up", "ran on", "threads", "rounds"]
+    text = "Time per batch. Speed-ups against dense fp32 with 95 % intervals; rounds interleaved in random order."
+    return f"{text}\n\n{wording.table(header, rows)}"
+
+
+def controls(report: Report) -> str:
+    """The identical-pair control of every shape."""
+    rows = [
+        [
+            wording.shape(row.batch, row.sequence),
+            wording.ratio(row.ratio),
+            wording.interval(row.low, row.high),
+            str(row.retries),
+            "yes" if row.low <= 1.0 <= row.high else "NO",
+        ]
+        for row in report.controls
+    ]
+    if not rows:
+        return "No control was run."
+    text = "The dense file timed against its own copy; the interval should hold 1.00x."
+    return f"{text}\n\n{wording.table(['batch x tokens', 'ratio', 'interval', 'retries', 'holds 1'], rows)}"
+
+
+def environment(report: Report) -> str:
+    """Machine, versions, seed and date."""
+    env = report.environment
+    rows = [["CPU", f"{wording.plain(env.cpu)}, {env.cores} cores"], ["GPU", wording.plain(env.gpu or "none")]]
+    if env.memory_mib is not None:
+        rows.append(["memory", wording.mebibytes(env.memory_mib)])
+    rows.append(["OS", wording.plain(env.os)])
+    versions = {
+        "python": env.python,
+        "torch": env.torch,
+        "transformers": env.transformers,
+        "onnxruntime": env.onnxruntime,
+    }
+    rows.extend([wording.plain(name), wording.plain(value)] for name, value in {**versions, **env.packages}.items())
+    rows.append(["skillprune", wording.plain(report.skillprune_version)])
+    rows.append(["seed", str(report.seed)])
+    rows.append(["written", f"{report.created:%Y-%m-%d %H:%M %Z}"])
+    return wording.table(["", "value"], rows)
+
+
+def stages(report: Report) -> str:
+    """Time and memory of every stage; cached ones do not count towards the total."""
+    rows = [
+        [
+            wording.plain(stage.name),
+            wording.seconds(stage.seconds),
+            wording.mebibytes(stage.peak_rss_mib),
+            "cached" if stage.cached else "",
+        ]
+        for stage in report.stages
+    ]
+    total = wording.seconds(sum(stage.seconds for stage in report.stages if not stage.cached))
+    return f"This run took {total}.\n\n{wording.table(['stage', 'time', 'peak memory', ''], rows)}"

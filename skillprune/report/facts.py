@@ -1,0 +1,171 @@
+"""What a report says, in sentences and selections: verdict, speed, cautions; laying them out is left to the views."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from skillprune.report import wording
+from skillprune.report.schema import Report
+from skillprune.report.sections import Artifact, Demand, LatencyRow, StackWidths
+
+READABLE_WIDTH = 0.02
+"""Widest interval of the difference, as a fraction, that still tells something when no drop was demanded."""
+
+
+def headline_rows(report: Report) -> tuple[LatencyRow, ...]:
+    """The pruned model's rows for the chosen variant, one per shape."""
+    return tuple(row for row in report.latency if row.subject == "pruned" and row.variant == report.best.variant)
+
+
+def dense_row(report: Report, row: LatencyRow) -> LatencyRow | None:
+    """The dense reference that ``row`` is compared with: same shape, fp32."""
+    for other in report.latency:
+        if (other.subject, other.variant) == ("dense", "fp32") and _shape(other) == _shape(row):
+            return other
+    return None
+
+
+def best_artifact(report: Report) -> Artifact | None:
+    """The chosen variant's file, if it was exported."""
+    return next((artifact for artifact in report.artifacts if artifact.variant == report.best.variant), None)
+
+
+def checkpoint_value(report: Report) -> float:
+    """The test metric of the PyTorch checkpoint: after recovery where there was one."""
+    test = report.quality.test
+    return test.pruned if test.recovered is None else test.recovered
+
+
+def shipped_value(report: Report) -> float:
+    """The test metric of the chosen ONNX file, of the checkpoint when there is no such file."""
+    return report.quality.test.onnx.get(report.best.variant, checkpoint_value(report))
+
+
+def is_uniform(stack: StackWidths) -> bool:
+    """Whether every layer has the same width after pruning."""
+    return len(set(stack.width_after)) <= 1
+
+
+def needs_plugin(report: Report) -> bool:
+    """Whether ``from_pretrained`` needs skillprune imported, because widths differ between the layers of a stack."""
+    return not all(map(is_uniform, report.model.stacks))
+
+
+def speed_with_interval(row: LatencyRow) -> str:
+    """1.75x (1.71x to 1.79x), or a dash without a comparison."""
+    if row.speedup is None:
+        return "-"
+    if row.speedup_low is None or row.speedup_high is None:
+        return wording.ratio(row.speedup)
+    return f"{wording.ratio(row.speedup)} ({wording.interval(row.speedup_low, row.speedup_high)})"
+
+
+def verdict_line(report: Report) -> str:
+    """One line: what was demanded, whether it was met, why not, and the two numbers that matter."""
+    demanded, measured = _demanded(report.verdict.demand), f"Measured: {_measured(report)}."
+    reasons = "; ".join(wording.plain(reason).rstrip(".") for reason in report.verdict.reasons)
+    if report.verdict.ok and demanded:
+        return f"**Met.** Demanded: {demanded}. {measured}"
+    if report.verdict.ok:
+        return f"**Nothing was demanded.** {measured}"
+    stated = f"Demanded: {demanded}. " if demanded else ""
+    return f"**Not met.** {stated}Failed: {reasons or 'no reason was recorded'}. {measured}"
+
+
+def not_faster(report: Report) -> str | None:
+    """A plain sentence naming the shapes without a proven speed-up; None when every measured shape is faster."""
+    slow = [row for row in headline_rows(report) if (row.speedup_low or 0.0) <= 1.0]
+    if not slow:
+        return None
+    named = "; ".join(f"{wording.shape(row.batch, row.sequence)}: {_slowness(row)}" for row in slow)
+    return f"This model did not get faster at {named}."
+
+
+def cautions(report: Report) -> Iterator[str]:
+    """Everything a reader must know before believing the headline, most important first."""
+    if not headline_rows(report):
+        yield "No speed was measured for the chosen variant."
+    if sentence := not_faster(report):
+        yield sentence
+    yield from _too_small(report)
+    yield from _restless(report)
+    yield from _wrong_provider(report)
+    for file in report.artifacts:
+        name = wording.plain(file.variant)
+        if file.bytes >= file.dense_bytes:
+            sizes = f"{wording.size(file.bytes)}, dense {wording.size(file.dense_bytes)}"
+            yield f"The {name} file is not smaller than the dense one ({sizes})."
+        if file.max_abs_diff > file.tolerance:
+            found = wording.significant(file.max_abs_diff)
+            yield f"The {name} file disagrees with PyTorch: {found}, accepted is {wording.significant(file.tolerance)}."
+
+
+def treatment(report: Report) -> str:
+    """What happened to the weights after slicing, one sentence."""
+    repaired = "" if report.repair_method is None else f" Repair: {wording.plain(report.repair_method)}."
+    trained = "No training." if report.quality.test.recovered is None else "Trained after pruning."
+    return trained + repaired
+
+
+def loading_code(report: Report, *, with_plugin: bool) -> str:
+    """The lines of Python that load the checkpoint from inside the run directory."""
+    plugin = "import skillprune  # lets from_pretrained rebuild layers of different widths\n" if with_plugin else ""
+    return f'{plugin}from transformers import pipeline\nmodel = pipeline("{report.task.type}", model="model")'
+
+
+def _shape(row: LatencyRow) -> tuple[int, int]:
+    return row.batch, row.sequence
+
+
+def _demanded(demand: Demand) -> str:
+    parts = []
+    if demand.min_speedup is not None:
+        parts.append(f"at least {wording.ratio(demand.min_speedup)} at every shape")
+    if demand.max_drop is not None:
+        parts.append(f"at most {wording.points(demand.max_drop, sign=False)} lost on the test set")
+    return " and ".join(parts)
+
+
+def _measured(report: Report) -> str:
+    quality = report.quality
+    lost = f"{wording.metric_name(quality.metric)} {wording.points(quality.difference)}"
+    compared = [row for row in headline_rows(report) if row.speedup is not None]
+    if not compared:
+        return f"{lost}, no speed"
+    # The demand looks at lower ends, so the shape that decides is the one with the lowest of them.
+    decisive = min(compared, key=lambda row: row.speedup_low or row.speedup or 0.0)
+    where = wording.shape(decisive.batch, decisive.sequence)
+    return f"{speed_with_interval(decisive)} at {where}, the smallest speed-up; {lost}"
+
+
+def _slowness(row: LatencyRow) -> str:
+    if row.speedup is None:
+        return "not compared"
+    slower = row.speedup_high is not None and row.speedup_high < 1.0
+    return f"{speed_with_interval(row)}, {'slower' if slower else 'no difference that the measurement can tell'}"
+
+
+def _too_small(report: Report) -> Iterator[str]:
+    demanded = report.verdict.demand.max_drop
+    limit = READABLE_WIDTH if demanded is None else demanded
+    width = report.quality.ci_high - report.quality.ci_low
+    if width > limit:
+        yield (
+            f"The test set ({report.task.splits.test} examples) is too small to tell a drop of "
+            f"{wording.points(limit, sign=False)} from none: the 95 % interval of the difference is "
+            f"{wording.points(width, sign=False)} wide."
+        )
+
+
+def _restless(report: Report) -> Iterator[str]:
+    for control in report.controls:
+        if not control.low <= 1.0 <= control.high:
+            found = f"{wording.ratio(control.ratio)}, {wording.interval(control.low, control.high)}"
+            where = wording.shape(control.batch, control.sequence)
+            yield f"The identical-pair control is off at {where} ({found}): do not trust the speed-up there."
+
+
+def _wrong_provider(report: Report) -> Iterator[str]:
+    pairs = {(row.provider_asked, row.provider) for row in report.latency if row.provider_asked != row.provider}
+    for asked, ran in sorted(pairs):
+        yield f"{wording.plain(asked)} was asked for, {wording.plain(ran)} ran."

@@ -1,0 +1,90 @@
+"""Renders ``report.md``: the verdict first, then the rest in order of importance; it computes nothing new."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from skillprune.report import details, facts, wording
+from skillprune.report.schema import Report
+
+
+def render_markdown(report: Report) -> str:
+    """``report.md``: verdict, what you get, then the details. Ends with a newline."""
+    sections = [
+        ("", _opening(report)),
+        ("What you get", _gains(report)),
+        ("How to load it", _loading(report)),
+        ("Widths", details.widths(report)),
+        ("Skill neurons", details.skills(report)),
+        ("Repair", details.repair(report)),
+        ("Files", details.artifacts(report)),
+        ("Latency", details.latency(report)),
+        ("A/A controls", details.controls(report)),
+        ("Environment", details.environment(report)),
+        ("Stages", details.stages(report)),
+    ]
+    return "\n\n".join(f"## {title}\n\n{body}" if title else body for title, body in sections) + "\n"
+
+
+def render_summary(report: Report) -> str:
+    """The part of ``report.md`` that fits a terminal: verdict and what you get."""
+    return f"{_opening(report)}\n\n{_gains(report)}\n"
+
+
+def _opening(report: Report) -> str:
+    lines = [f"# {wording.plain(report.model.source)}, pruned for {wording.plain(report.task.name)}"]
+    lines.append(facts.verdict_line(report))
+    lines.extend(f"> **Caution.** {sentence}" for sentence in facts.cautions(report))
+    return "\n\n".join(lines)
+
+
+def _gains(report: Report) -> str:
+    rows = [*_size_rows(report), *_quality_rows(report), *_speed_rows(report)]
+    quality = report.quality
+    where = f"{report.task.splits.test} test examples"
+    between = wording.points_interval(quality.ci_low, quality.ci_high)
+    note = (
+        f"Difference of the shipped file from the dense model on {where}: {wording.points(quality.difference)}, "
+        f"95 % interval {between}, paired, {wording.p_value(quality.p_value)}."
+    )
+    if quality.agreement is not None:
+        note += f" Both answer alike on {wording.percent(quality.agreement)} of them."
+    why = wording.plain(report.best.why).rstrip(".")
+    best = f"{facts.treatment(report)} Shipped variant: {wording.plain(report.best.variant)} ({why})."
+    return f"{wording.table(['', 'dense', 'pruned', 'change'], rows)}\n\n{note}\n\n{best}"
+
+
+def _size_rows(report: Report) -> Iterator[list[str]]:
+    model = report.model
+    unit = "MACs per token" if model.macs_sequence is None else f"MACs at 1 x {model.macs_sequence}"
+    for name, before, after in [
+        ("parameters", model.parameters_before, model.parameters_after),
+        ("FFN parameters", model.ffn_parameters_before, model.ffn_parameters_after),
+        (unit, model.macs_before, model.macs_after),
+    ]:
+        yield [name, wording.count(before), wording.count(after), wording.change(before, after)]
+    if (file := facts.best_artifact(report)) is not None:
+        change = wording.change(file.dense_bytes, file.bytes)
+        yield ["ONNX file", wording.size(file.dense_bytes), wording.size(file.bytes), change]
+
+
+def _quality_rows(report: Report) -> Iterator[list[str]]:
+    name, test = wording.metric_name(report.quality.metric), report.quality.test
+    for what, value in [("ONNX file", facts.shipped_value(report)), ("checkpoint", facts.checkpoint_value(report))]:
+        change = wording.points(value - test.dense)
+        yield [f"{name} on test, {what}", wording.percent(test.dense), wording.percent(value), change]
+
+
+def _speed_rows(report: Report) -> Iterator[list[str]]:
+    for row in facts.headline_rows(report):
+        dense = facts.dense_row(report, row)
+        before = "-" if dense is None else wording.milliseconds(dense.p50_ms)
+        name = f"median time at {wording.shape(row.batch, row.sequence)}"
+        yield [name, before, wording.milliseconds(row.p50_ms), facts.speed_with_interval(row)]
+
+
+def _loading(report: Report) -> str:
+    code = facts.loading_code(report, with_plugin=facts.needs_plugin(report))
+    file = facts.best_artifact(report)
+    onnx = "No ONNX file was exported." if file is None else f"ONNX file: {wording.plain(file.path)}"
+    return f"```python\n{code}\n```\n\n{onnx} (paths are relative to this file's directory)."

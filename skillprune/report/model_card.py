@@ -1,0 +1,157 @@
+"""Renders ``README.md`` of the pruned checkpoint, with Hugging Face front matter; saving it is done elsewhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from skillprune.report import facts, wording
+from skillprune.report.details import widths
+from skillprune.report.schema import Report
+
+HUB_METRICS = {"accuracy": "accuracy", "macro_f1": "f1"}
+"""Names under which the hub files our metrics."""
+
+
+def render_model_card(report: Report, *, load_with_plugin: bool) -> str:
+    """``README.md`` of the checkpoint.
+
+    Args:
+        report: the finished run.
+        load_with_plugin: whether ``from_pretrained`` needs skillprune, as it does for widths that differ.
+    """
+    title = f"# {wording.plain(_source_name(report))}, pruned with skillprune"
+    parts = [
+        _front_matter(report),
+        title,
+        *(_install() if load_with_plugin else []),
+        _loading(report, with_plugin=load_with_plugin),
+        f"## What was removed\n\n{_removed(report)}",
+        f"## What was measured\n\n{_measured(report)}",
+        f"## How it was measured\n\n{_method(report)}",
+        f"## Limits\n\n{_bullets(_limits(report, load_with_plugin))}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _source_name(report: Report) -> str:
+    # A card gets published: of a local directory only the last name is shown, never the path.
+    return report.model.hub_id or re.split(r"[/\\:]", report.model.source.rstrip("/\\"))[-1] or "model"
+
+
+def _front_matter(report: Report) -> str:
+    fields: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": report.task.type,
+        "tags": ["skillprune", "pruned"],
+        "metrics": [_hub_metric(report)],
+    }
+    if report.model.hub_id is not None:
+        fields["base_model"] = report.model.hub_id
+    fields["model-index"] = [{"name": f"{_source_name(report)}-pruned", "results": [_result(report)]}]
+    return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---"
+
+
+def _result(report: Report) -> dict[str, Any]:
+    metric = {
+        "type": _hub_metric(report),
+        "name": f"{report.quality.metric} on {report.task.splits.test} test examples",
+        "value": facts.checkpoint_value(report),
+    }
+    return {
+        "task": {"type": report.task.type},
+        "dataset": {"name": report.task.name, "type": report.task.name, "split": "test"},
+        "metrics": [metric],
+    }
+
+
+def _hub_metric(report: Report) -> str:
+    return HUB_METRICS.get(report.quality.metric, report.quality.metric)
+
+
+def _install() -> list[str]:
+    text = "The layers differ in width, which transformers alone cannot load. Install the plugin first:"
+    return [f"{text}\n\n```sh\npip install skillprune\n```"]
+
+
+def _loading(report: Report, *, with_plugin: bool) -> str:
+    code = facts.loading_code(report, with_plugin=with_plugin)
+    need = "" if with_plugin else " Plain transformers is enough; skillprune is not needed."
+    return f"```python\n{code}\n```\n\n`model` is this directory, or its id on a hub.{need}"
+
+
+def _removed(report: Report) -> str:
+    model = report.model
+    change = wording.change(model.parameters_before, model.parameters_after)
+    ffn_change = wording.change(model.ffn_parameters_before, model.ffn_parameters_after)
+    text = (
+        f"FFN neurons that matter least for the task {wording.plain(report.task.name)}, "
+        f"ranked by {wording.plain(report.scoring.criterion)} on {report.scoring.examples} calibration examples. "
+        f"Attention and embeddings are untouched in shape. Parameters: {wording.count(model.parameters_before)} to "
+        f"{wording.count(model.parameters_after)} ({change}), of these in FFNs "
+        f"{wording.count(model.ffn_parameters_before)} to {wording.count(model.ffn_parameters_after)} ({ffn_change}). "
+        f"{facts.treatment(report)}"
+    )
+    return f"{text}\n\n{widths(report)}"
+
+
+def _measured(report: Report) -> str:
+    quality, test = report.quality, report.quality.test
+    name = wording.metric_name(quality.metric)
+    rows = [[f"{name}, dense", wording.percent(test.dense)]]
+    rows.append([f"{name}, this checkpoint", wording.percent(facts.checkpoint_value(report))])
+    rows.extend(
+        [f"{name}, ONNX {wording.plain(variant)}", wording.percent(value)] for variant, value in test.onnx.items()
+    )
+    rows.extend(
+        [f"speed-up at {wording.shape(row.batch, row.sequence)}", facts.speed_with_interval(row)]
+        for row in facts.headline_rows(report)
+    )
+    difference = (
+        f"Difference of the shipped ONNX file from the dense model: {wording.points(quality.difference)}, "
+        f"95 % interval {wording.points_interval(quality.ci_low, quality.ci_high)}, "
+        f"{wording.p_value(quality.p_value)}."
+    )
+    return f"{wording.table(['', 'value'], rows)}\n\n{difference}"
+
+
+def _method(report: Report) -> str:
+    splits, env = report.task.splits, report.environment
+    settings = {
+        f"{wording.plain(row.runtime)} {wording.plain(row.provider)}, {row.threads} threads, {row.rounds} rounds"
+        for row in facts.headline_rows(report)
+    }
+    quality = (
+        f"Quality: {splits.test} test examples, read once; {splits.calibration} calibration and {splits.validation} "
+        "validation examples are other ones. The interval is paired, the p-value is McNemar's exact test."
+    )
+    speed = (
+        "Speed is that of the exported ONNX file, not of this PyTorch checkpoint: dense fp32 against pruned "
+        f"{wording.plain(report.best.variant)}, rounds interleaved, batch x tokens, 95 % intervals"
+    )
+    machine = (
+        f"Machine: {wording.plain(env.cpu)}, {env.cores} cores, GPU {wording.plain(env.gpu or 'none')}, "
+        f"{wording.plain(env.os)}; torch {wording.plain(env.torch)}, transformers {wording.plain(env.transformers)}, "
+        f"onnxruntime {wording.plain(env.onnxruntime)}."
+    )
+    made = f"Made by skillprune {wording.plain(report.skillprune_version)}, seed {report.seed}."
+    return _bullets([quality, "; ".join([speed, *sorted(settings)]) + ".", machine, made])
+
+
+def _limits(report: Report, load_with_plugin: bool) -> Iterator[str]:
+    yield from facts.cautions(report)
+    if not report.verdict.ok:
+        yield facts.verdict_line(report)
+    yield f"Only {wording.plain(report.task.name)} was measured; expect more loss on other tasks, domains or languages."
+    yield "Speed-ups hold for the machine and the shapes above; measure again on other processors, threads or shapes."
+    if load_with_plugin:
+        yield "Programs that do not use skillprune, serving engines among them, cannot load these widths."
+    yield "Bias and robustness were not measured; pruning can hurt rare classes more than the average shows."
+    yield "Licence and intended use are those of the model it was made from."
+
+
+def _bullets(lines: Iterator[str] | list[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)

@@ -1,0 +1,56 @@
+"""The shape of ``report.json``, version 1, and its JSON schema; filling it and rendering it are done elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import AwareDatetime, Field
+
+from skillprune.report.sections import (
+    Artifact,
+    Best,
+    ControlRow,
+    Environment,
+    LatencyRow,
+    LayerRepair,
+    Model,
+    Quality,
+    Scoring,
+    Section,
+    Stage,
+    TaskFacts,
+    Verdict,
+)
+
+SCHEMA_VERSION = 1
+
+
+class Report(Section):
+    """A whole run, condensed; ``report.md`` and the model card are views of it."""
+
+    schema_version: Literal[1] = Field(description="Version of this layout.")
+    skillprune_version: str = Field(description="Version of skillprune that wrote the report.")
+    created: AwareDatetime = Field(description="When the report was written, ISO 8601 with time zone.")
+    seed: int = Field(description="The recipe's seed.")
+    environment: Environment = Field(description="Machine and versions.")
+    model: Model = Field(description="What was pruned, and how much is left.")
+    task: TaskFacts = Field(description="The task it was pruned for.")
+    scoring: Scoring = Field(description="How neurons were ranked.")
+    quality: Quality = Field(description="What it cost on the test split.")
+    artifacts: tuple[Artifact, ...] = Field(description="Exported files of the pruned model.")
+    best: Best = Field(description="The variant chosen, and why.")
+    latency: tuple[LatencyRow, ...] = Field(description="Measured times, one row per subject, variant and shape.")
+    controls: tuple[ControlRow, ...] = Field(description="The identical-pair (A/A) control of every shape.")
+    repair: dict[str, tuple[LayerRepair, ...]] = Field(description="Reconstruction errors per layer, by stack name.")
+    stages: tuple[Stage, ...] = Field(description="Steps of the run in order.")
+    verdict: Verdict = Field(description="What was demanded and what failed it.")
+    repair_method: str | None = Field(
+        default=None, description="Repair method: zero, mean or least_squares. Additional, optional."
+    )
+
+
+def report_schema() -> dict[str, Any]:
+    """The JSON schema (draft 2020-12) of ``report.json``; ``docs/report.schema.json`` is its published copy."""
+    title = f"skillprune report, version {SCHEMA_VERSION}"
+    schema = Report.model_json_schema(mode="validation")
+    return {**schema, "$schema": "https://json-schema.org/draft/2020-12/schema", "title": title}

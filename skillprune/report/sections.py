@@ -1,0 +1,233 @@
+"""The parts of ``report.json``: every field with its unit; how they make one report is said in the schema.
+
+Ratios and differences are fractions (0.01 is one point), times are in the unit their name ends with, sizes in bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Count = Annotated[int, Field(ge=0)]
+Size = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """Base of every part of the report: frozen, no unknown keys, no NaN or infinity (JSON has neither)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+class Environment(Section):
+    """The machine and the library versions that produced every number."""
+
+    cpu: str = Field(description="Processor name.")
+    cores: Size = Field(description="Logical processor cores that the process could use.")
+    gpu: str | None = Field(description="Accelerator name; null when there is none.")
+    os: str = Field(description="Operating system, its release and machine type.")
+    python: str = Field(description="Python version.")
+    torch: str = Field(description="PyTorch version.")
+    transformers: str = Field(description="transformers version.")
+    onnxruntime: str = Field(description="ONNX Runtime version.")
+    cpu_flags: str | None = Field(
+        default=None, description="Instruction sets that decide speed, separated by spaces. Additional, optional."
+    )
+    memory_mib: Positive | None = Field(default=None, description="Main memory in MiB. Additional, optional.")
+    packages: dict[str, str] = Field(
+        default_factory=dict, description="Versions of further packages, by distribution name. Additional, optional."
+    )
+
+
+class StackWidths(Section):
+    """FFN widths of one stack of layers (``encoder``, ``decoder``, ...)."""
+
+    name: str = Field(description="Name of the stack.")
+    width_before: tuple[Count, ...] = Field(description="Neurons of every layer before pruning, in layer order.")
+    width_after: tuple[Count, ...] = Field(description="Neurons of every layer after pruning, in layer order.")
+
+    @model_validator(mode="after")
+    def _same_layers(self) -> StackWidths:
+        if len(self.width_before) != len(self.width_after):
+            raise ValueError(f"width_before names {len(self.width_before)} layers, width_after {len(self.width_after)}")
+        return self
+
+
+class Model(Section):
+    """What was pruned, and how much of it is left."""
+
+    source: str = Field(description="Directory, hub id or built-in name, as the recipe gave it.")
+    model_type: str = Field(description="model_type of the transformers config.")
+    stacks: tuple[StackWidths, ...] = Field(description="FFN widths per stack.")
+    parameters_before: Count = Field(description="Parameters of the whole model before pruning.")
+    parameters_after: Count = Field(description="Parameters of the whole model after pruning.")
+    ffn_parameters_before: Count = Field(description="Parameters of all FFNs before pruning.")
+    ffn_parameters_after: Count = Field(description="Parameters of all FFNs after pruning.")
+    macs_before: Count = Field(
+        description="Multiply-accumulates before pruning, per token unless macs_sequence is set."
+    )
+    macs_after: Count = Field(description="Multiply-accumulates after pruning, counted like macs_before.")
+    macs_sequence: Size | None = Field(
+        default=None,
+        description="Tokens of the one example that the MACs count; null: they are per token. Additional, optional.",
+    )
+    hub_id: str | None = Field(
+        default=None, description="Hugging Face hub id when the source is one, else null. Additional, optional."
+    )
+
+
+class SplitSizes(Section):
+    """Examples per split; no example is in two of them."""
+
+    calibration: Count = Field(description="Examples used for scores and repair.")
+    validation: Count = Field(description="Examples used for choices.")
+    test: Count = Field(description="Examples read once, for the numbers under quality.")
+
+
+class TaskFacts(Section):
+    """The task that the model was pruned for."""
+
+    name: str = Field(description="Name of the data.")
+    metric: str = Field(description="Metric the recipe asked for: accuracy or macro_f1.")
+    splits: SplitSizes = Field(description="Examples per split.")
+    labels: tuple[str, ...] = Field(description="Label names in id order.")
+    type: Literal["text-classification"] = Field(
+        default="text-classification", description="Kind of task, which is also its pipeline. Additional, optional."
+    )
+
+
+class Scoring(Section):
+    """How the neurons were ranked."""
+
+    criterion: str = Field(description="Name of the importance criterion that decided.")
+    examples: Count = Field(description="Calibration examples that the scores were computed from.")
+    seconds: NonNegative = Field(description="Wall time of scoring in seconds.")
+    best_per_layer: dict[str, dict[str, tuple[float, ...]]] = Field(
+        default_factory=dict,
+        description="Highest score of every layer, by criterion and stack. Additional, optional.",
+    )
+
+
+class MetricValues(Section):
+    """The metric on the test split, as a fraction, for each form of the model."""
+
+    dense: Share = Field(description="Before pruning.")
+    pruned: Share = Field(description="Pruned and repaired, without training, in PyTorch.")
+    recovered: Share | None = Field(default=None, description="After recovery training, in PyTorch; null without it.")
+    onnx: dict[str, Share] = Field(description="The exported pruned model in ONNX Runtime, by variant.")
+
+
+class Quality(Section):
+    """What pruning cost on the test split."""
+
+    metric: str = Field(description="Metric of every value here, a fraction between 0 and 1.")
+    test: MetricValues = Field(description="The metric on the test split.")
+    difference: float = Field(
+        description="Shipped ONNX file (the best variant) minus dense, a fraction; negative is worse."
+    )
+    ci_low: float = Field(description="Lower end of the paired 95 % interval of the difference, a fraction.")
+    ci_high: float = Field(description="Upper end of the paired 95 % interval of the difference, a fraction.")
+    p_value: Share = Field(description="Exact McNemar test, dense against shipped, right against wrong answers.")
+    agreement: Share | None = Field(
+        default=None, description="Share of test examples that both models answer alike. Additional, optional."
+    )
+    labels: dict[str, Count] = Field(
+        default_factory=dict, description="Test examples per label name. Additional, optional."
+    )
+
+
+class Artifact(Section):
+    """One exported variant of the pruned model, compared with the same variant of the dense one."""
+
+    variant: str = Field(description="fp32, fp16, int8-dynamic, ...")
+    path: str = Field(description="Path of the ONNX file relative to the run directory.")
+    bytes: Count = Field(description="Bytes of the pruned ONNX file, external data included.")
+    dense_bytes: Count = Field(description="Bytes of the dense ONNX file, external data included.")
+    backend: str = Field(description="Exporter that made the file.")
+    opset: Size = Field(description="ONNX operator set version.")
+    max_abs_diff: NonNegative = Field(
+        description="Largest absolute logit difference against PyTorch on the parity shapes."
+    )
+    tolerance: NonNegative = Field(description="Largest difference that would have been accepted.")
+
+
+class Best(Section):
+    """The variant that the verdict and the headline numbers speak about."""
+
+    variant: str = Field(description="Name of the chosen variant.")
+    why: str = Field(description="Why it was chosen, one sentence.")
+
+
+class LatencyRow(Section):
+    """One subject at one shape. Speed-ups are against the dense fp32 ONNX file, rounds interleaved."""
+
+    subject: str = Field(description="dense, pruned, or another subject such as torch.")
+    variant: str = Field(description="fp32, fp16, int8-dynamic, ...")
+    runtime: str = Field(description="What executed the model, such as onnxruntime.")
+    provider: str = Field(description="Execution provider that really ran.")
+    provider_asked: str = Field(description="Execution provider that was asked for.")
+    batch: Size = Field(description="Examples per batch.")
+    sequence: Size = Field(description="Tokens per example.")
+    threads: Size = Field(description="Threads given to the runtime.")
+    rounds: Size = Field(description="Measured rounds, warm-up not counted.")
+    p50_ms: Positive = Field(description="Median time per batch in milliseconds.")
+    p90_ms: Positive = Field(description="90th percentile of the time per batch in milliseconds.")
+    p99_ms: Positive = Field(description="99th percentile of the time per batch in milliseconds.")
+    throughput: Positive = Field(description="Examples per second at the median time.")
+    speedup: Positive | None = Field(description="Dense time over this time; null where there is no comparison.")
+    speedup_low: Positive | None = Field(description="Lower end of the speed-up's 95 % interval; null like speedup.")
+    speedup_high: Positive | None = Field(description="Upper end of the speed-up's 95 % interval; null like speedup.")
+
+
+class ControlRow(Section):
+    """The dense file timed against itself (A/A): its interval should hold 1.0, else the machine was too restless."""
+
+    batch: Size = Field(description="Examples per batch.")
+    sequence: Size = Field(description="Tokens per example.")
+    ratio: Positive = Field(description="Time of one copy over time of the other.")
+    low: Positive = Field(description="Lower end of the ratio's interval, corrected for the number of shapes.")
+    high: Positive = Field(description="Upper end of the ratio's interval, corrected for the number of shapes.")
+    rounds: Size | None = Field(default=None, description="Measured rounds. Additional, optional.")
+    retries: Count = Field(default=0, description="Times it was measured again with more rounds. Additional, optional.")
+
+
+class LayerRepair(Section):
+    """Reconstruction error of one layer on calibration examples that the repair did not see."""
+
+    layer: Count = Field(description="Index of the layer in its stack.")
+    error_before: NonNegative = Field(
+        description="Share of the variance of the wanted FFN output that is missed when the layer is only sliced."
+    )
+    error_after: NonNegative = Field(description="The same share after the repair.")
+
+
+class Stage(Section):
+    """One step of the run."""
+
+    name: str = Field(description="Name of the stage.")
+    seconds: NonNegative = Field(description="Wall time in seconds; of the original run when cached.")
+    peak_rss_mib: NonNegative = Field(description="Peak resident memory of the process so far in MiB.")
+    cached: bool = Field(description="Whether an earlier run's result was reused.")
+
+
+class Demand(Section):
+    """What the recipe demanded; null where it demanded nothing."""
+
+    min_speedup: Positive | None = Field(
+        default=None,
+        description="The lower end of the best variant's speed-up interval must reach this at every shape.",
+    )
+    max_drop: NonNegative | None = Field(
+        default=None, description="The test metric of the shipped ONNX file may fall by at most this fraction."
+    )
+
+
+class Verdict(Section):
+    """Whether the run kept its promises."""
+
+    ok: bool = Field(description="True when every demand and every verification was met.")
+    reasons: tuple[str, ...] = Field(description="One sentence per demand or verification not met; empty when ok.")
+    demand: Demand = Field(default_factory=Demand, description="What the recipe demanded. Additional, optional.")

@@ -1,0 +1,147 @@
+"""`NeuronScores`: one importance number per neuron, with where it came from; written to and read from safetensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from scipy.stats import spearmanr
+
+from skillprune.errors import DataError, PlanMismatch
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What scores were computed from.
+
+    Attributes:
+        model: fingerprint of the checkpoint.
+        data: fingerprint of the examples of every split that was read.
+        examples: number of calibration examples.
+        position: which position of a sequence a pooled criterion reads.
+        seed: seed of the calibration sample and of the `random` criterion.
+    """
+
+    model: str
+    data: str
+    examples: int
+    position: str
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronScores:
+    """Importance of every FFN neuron under one criterion; higher means keep.
+
+    Attributes:
+        criterion: name in the table of criteria.
+        values: per stack, one vector ``(neurons,)`` per layer; layers may differ in width.
+        provenance: model, data, sizes and seed behind the numbers.
+    """
+
+    criterion: str
+    values: Mapping[str, tuple[Vector, ...]]
+    provenance: Provenance
+
+    def __post_init__(self) -> None:
+        for stack, layers in self.values.items():
+            for layer, vector in enumerate(layers):
+                if not np.isfinite(vector).all():
+                    raise DataError(
+                        f"{self.criterion}: the scores of {stack} layer {layer} are not finite; "
+                        "look for NaN or infinite activations in that layer"
+                    )
+
+    @property
+    def widths(self) -> dict[str, tuple[int, ...]]:
+        """Neurons per stack and layer."""
+        return {stack: tuple(map(len, layers)) for stack, layers in self.values.items()}
+
+    def best_per_layer(self) -> dict[str, tuple[float, ...]]:
+        """The highest score of every layer."""
+        return {stack: tuple(float(vector.max()) for vector in layers) for stack, layers in self.values.items()}
+
+    def top(self, share: float) -> dict[str, tuple[NDArray[np.int64], ...]]:
+        """The best ``int(share * width)`` neurons of every layer, sorted by index; ties go to the lower index.
+
+        With `predictivity` these are the skill neurons (Wang, Wen et al. 2022, section 4).
+        """
+        return {
+            stack: tuple(np.sort(ranking(vector)[: int(share * len(vector))]) for vector in layers)
+            for stack, layers in self.values.items()
+        }
+
+    def compare(self, other: NeuronScores) -> dict[str, tuple[float, ...]]:
+        """Spearman rank correlation with other scores of the same model, per stack and layer.
+
+        Raises:
+            PlanMismatch: the two describe different widths.
+        """
+        if self.widths != other.widths:
+            raise PlanMismatch(f"scores of widths {self.widths} cannot be compared with {other.widths}")
+        return {
+            stack: tuple(
+                float(spearmanr(mine, theirs).statistic)
+                for mine, theirs in zip(layers, other.values[stack], strict=True)
+            )
+            for stack, layers in self.values.items()
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{self.criterion} of {self.provenance.examples} examples (seed {self.provenance.seed})"]
+        for stack, layers in self.values.items():
+            for layer, vector in enumerate(layers):
+                low, middle, high = np.quantile(vector, [0, 0.5, 1])
+                span = f"lowest {low:.4g}  median {middle:.4g}  highest {high:.4g}"
+                lines.append(f"  {stack} {layer:>2}  {len(vector):>6} neurons  {span}")
+        return "\n".join(lines)
+
+
+def ranking(vector: Vector) -> NDArray[np.int64]:
+    """Neuron indices from most to least important; ties go to the lower index, so rankings are reproducible."""
+    return np.argsort(-vector, kind="stable").astype(np.int64)
+
+
+def save_scores(scores: Sequence[NeuronScores], path: Path) -> None:
+    """Writes scores of one model, one tensor per criterion, stack and layer; what they are stands in the header."""
+    tensors = {
+        f"{score.criterion}/{stack}/{layer}": vector
+        for score in scores
+        for stack, layers in score.values.items()
+        for layer, vector in enumerate(layers)
+    }
+    header = {score.criterion: json.dumps(asdict(score.provenance)) for score in scores}
+    save_file(tensors, path, metadata={"format": "skillprune-scores-1", **header})
+
+
+def load_scores(path: Path) -> tuple[NeuronScores, ...]:
+    """Reads what `save_scores` wrote.
+
+    Raises:
+        DataError: the file is missing or is not a scores file.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = dict(file.metadata() or {})
+            if header.pop("format", "") != "skillprune-scores-1":
+                raise DataError(f"{path} is a safetensors file, but not one that skillprune wrote scores to")
+            return tuple(_read(file, criterion, json.loads(text)) for criterion, text in header.items())
+    except (OSError, SafetensorError) as broken:
+        raise DataError(f"{path} cannot be read as scores: {broken}") from broken
+
+
+def _read(file: safe_open, criterion: str, provenance: dict[str, object]) -> NeuronScores:
+    names = [name.split("/") for name in file.keys() if name.startswith(f"{criterion}/")]
+    values: dict[str, tuple[Vector, ...]] = {}
+    for stack, layer in sorted((stack, int(layer)) for _, stack, layer in names):
+        vector = file.get_tensor(f"{criterion}/{stack}/{layer}")
+        values[stack] = (*values.get(stack, ()), vector)
+    return NeuronScores(criterion, values, Provenance(**provenance))  # type: ignore[arg-type]  # as save_scores wrote it

@@ -1,0 +1,91 @@
+"""Carries out a plan: removes neurons for good (`prune_`) or for a while (`masked`); it never looks at scores.
+
+What the kept columns and biases should become instead of their old values is left to `repair`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from skillprune.errors import PlanMismatch
+from skillprune.families import FFN, by_stack, find_ffns
+from skillprune.planning import PruningPlan
+
+
+def prune_(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
+    """Removes the neurons that ``plan`` does not keep, in place, by slicing rows of up and columns of down.
+
+    Keeping every neuron changes nothing. Returns the same model.
+
+    Raises:
+        PlanMismatch: the plan's stacks, layers or widths are not the model's.
+    """
+    ffns = find_ffns(model)
+    check_plan(ffns, plan)
+    for ffn in ffns:
+        remove_neurons_(ffn, plan.keep[ffn.stack.name][ffn.layer])
+    record_widths_(model)
+    return model
+
+
+@contextmanager
+def masked(model: PreTrainedModel, plan: PruningPlan) -> Iterator[PreTrainedModel]:
+    """The reversible twin of `prune_`: inside the context the pruned neurons' activations are zero, shapes stay.
+
+    Raises:
+        PlanMismatch: the plan's stacks, layers or widths are not the model's.
+    """
+    ffns = find_ffns(model)
+    check_plan(ffns, plan)
+    with ExitStack() as hooks:
+        for ffn in ffns:
+            mask = torch.zeros(ffn.width, dtype=ffn.down.weight.dtype, device=ffn.down.weight.device)
+            mask[list(plan.keep[ffn.stack.name][ffn.layer])] = 1
+            hooks.callback(ffn.down.register_forward_pre_hook(_multiply(mask)).remove)
+        yield model
+
+
+def check_plan(ffns: Sequence[FFN], plan: PruningPlan) -> None:
+    """Compares a plan with the FFNs it is meant for.
+
+    Raises:
+        PlanMismatch: stacks, layers or widths differ; the message lists both.
+    """
+    found = {name: tuple(ffn.width for ffn in stack) for name, stack in by_stack(ffns).items()}
+    if found != plan.width_before:
+        raise PlanMismatch(f"the plan was made for widths {plan.width_before}, the model has {found}")
+
+
+def remove_neurons_(ffn: FFN, keep: Sequence[int]) -> None:
+    """Keeps only the neurons ``keep`` (sorted indices) of one FFN, in place; parameters stay on their device."""
+    indices = torch.tensor(keep, dtype=torch.long, device=ffn.down.weight.device)
+    _shrink_(ffn.up, weight=ffn.up.weight[indices], bias=None if ffn.up.bias is None else ffn.up.bias[indices])
+    _shrink_(ffn.down, weight=ffn.down.weight[:, indices], bias=ffn.down.bias)
+
+
+def record_widths_(model: PreTrainedModel) -> None:
+    """Writes the width of every stack whose layers agree into the config; uneven ones are the checkpoint's to name."""
+    for layers in by_stack(find_ffns(model)).values():
+        widths = {ffn.width for ffn in layers}
+        if len(widths) == 1:
+            setattr(model.config, layers[0].stack.width_attribute, widths.pop())
+
+
+def _shrink_(linear: nn.Linear, *, weight: Tensor, bias: Tensor | None) -> None:
+    linear.weight = nn.Parameter(weight.detach().clone(), requires_grad=linear.weight.requires_grad)
+    linear.out_features, linear.in_features = weight.shape
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach().clone(), requires_grad=linear.bias.requires_grad)
+
+
+def _multiply(mask: Tensor) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+    def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0] * mask, *args[1:])
+
+    return hook

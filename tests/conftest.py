@@ -1,0 +1,20 @@
+"""What every test shares: no network, and where the data beside the repository is found."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported, so it comes before any other import
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real models and data beside the repository; tests that need it are skipped where it is absent."""
+    beside = Path(__file__).resolve().parents[2] / "shared"
+    folder = Path(os.environ.get("SKILLPRUNE_SHARED", beside))
+    if not (folder / "models").is_dir() or not (folder / "data").is_dir():
+        pytest.skip(f"no folder of shared models and data at {folder} (SKILLPRUNE_SHARED names another place)")
+    return folder

@@ -1,0 +1,427 @@
+"""Examples: every kind of source, every kind of wrong row, splits that never overlap, and batches."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import BertProcessing
+from transformers import PreTrainedTokenizerFast
+
+from skillprune.data import Example, fingerprint, load_splits, make_batches
+from skillprune.data.rows import read_examples
+from skillprune.errors import DataError, ResourceFailure
+from skillprune.recipe import TaskSpec
+from skillprune.tasks import Task, resolve_task
+
+LABELS = ("negative", "positive")
+Table = Sequence[Sequence[str]]
+
+
+def write_csv(path: Path, rows: Table, delimiter: str = ",") -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, delimiter=delimiter).writerows(rows)
+    return path
+
+
+def write_tsv(path: Path, rows: Table) -> Path:
+    return write_csv(path, rows, "\t")
+
+
+def write_jsonl(path: Path, rows: Table) -> Path:
+    lines = [json.dumps(dict(zip(rows[0], row, strict=True))) for row in rows[1:]]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def write_parquet(path: Path, rows: Table) -> Path:
+    pyarrow.parquet.write_table(
+        pyarrow.table({name: [row[at] for row in rows[1:]] for at, name in enumerate(rows[0])}), path
+    )
+    return path
+
+
+WRITERS = {".csv": write_csv, ".tsv": write_tsv, ".jsonl": write_jsonl, ".json": write_jsonl, ".parquet": write_parquet}
+HEADER = ("text", "label")
+PLAIN = [HEADER, ("good", "positive"), ('bad\nor worse, "really"\t…', "negative"), ("größer", "1")]
+
+
+def task(train: Path, labels: Sequence[str] = LABELS, **values: Any) -> Task:
+    """A task on three files in one folder; the other two are made if they are not there."""
+    files: dict[str, Path] = {"train": train}
+    for split in ("validation", "test"):
+        path = train.parent / f"{split}.csv"
+        if path.exists() or split == "test":
+            files[split] = path
+            path.touch()
+    return resolve_task(TaskSpec.model_validate({"data": files, **values}), labels)
+
+
+def error(path: Path, **values: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        read_examples(task(path, **values), "train")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_every_kind_of_file_holds_the_same_examples(tmp_path: Path, suffix: str) -> None:
+    path = WRITERS[suffix](tmp_path / f"train{suffix}", PLAIN)
+    assert read_examples(task(path), "train") == tuple(
+        Example((text,), label) for (text, _), label in zip(PLAIN[1:], (1, 0, 1), strict=True)
+    )
+
+
+def test_pairs_are_read_in_the_order_of_the_recipe(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "train.csv", [("b", "label", "a"), ("second", "0", "first")])
+    assert read_examples(task(path, text=["a", "b"]), "train") == (Example(("first", "second"), 0),)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_column_name(tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    path.write_bytes(b"\xef\xbb\xbftext,label\r\ngood,positive\r\n\r\n")
+    assert read_examples(task(path), "train") == (Example(("good",), 1),)
+
+
+def test_parquet_labels_may_be_numbers(tmp_path: Path) -> None:
+    for labels in ([0, 1], [0.0, 1.0]):
+        pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "b"], "label": labels}), tmp_path / "train.parquet")
+        assert [e.label for e in read_examples(task(tmp_path / "train.parquet"), "train")] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "where", "words"),
+    [
+        ([("", "positive")], ":2: column 'text'", "is empty"),
+        ([("a", "positive"), ("  \n ", "positive")], ":3: column 'text'", "is empty"),
+        ([("a", "")], ":2: column 'label'", "is missing"),
+        ([("two\nlines", "positive"), ("b", "postive")], ":4: column 'label'", "unknown label 'postive'"),
+        ([("a", "2")], ":2: column 'label'", "should be one of negative, positive"),
+        ([("a", "positive", "more")], ":2: ", "has 3 values; should have 2"),
+        ([("a",)], ":2: ", "has 1 values; should have 2, one per column: text, label"),
+        ([], ": ", "no examples"),
+    ],
+)
+def test_a_wrong_row_is_named(tmp_path: Path, rows: Table, where: str, words: str) -> None:
+    path = write_csv(tmp_path / "train.csv", [HEADER, *rows])
+    message = error(path)
+    assert message.startswith(f"{path}{where}")
+    assert words in message
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_a_missing_column_lists_those_there_are(tmp_path: Path, suffix: str) -> None:
+    path = WRITERS[suffix](tmp_path / f"train{suffix}", [("sentence", "label"), ("a", "positive")])
+    message = error(path, text="sentense")
+    assert "no column 'sentense'; did you mean 'sentence'? columns: sentence, label" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "where", "words"),
+    [
+        ("t.csv", b"", ": ", "no examples"),
+        ("t.parquet", b"", ": ", "Parquet"),
+        ("t.jsonl", b"\n\n", ": ", "no examples"),
+        ("t.csv", b'text,label\na,positive\n"b,positive\nc,positive\n', ":3: ", "cannot be read"),
+        ("t.csv", b"text,label\na,positive\ncaf\xe9,positive\n", ":3: ", "not UTF-8 text (found byte 0xe9)"),
+        ("t.csv", b"text,label,text\n", ":1: ", "2 columns 'text'"),
+        ("t.jsonl", b'{"text": "a", "label": 1}\n{"text": "b"\n', ":2: ", "one JSON object per line"),
+        ("t.json", b'[\n{"text": "a", "label": 1}]\n', ":1: ", "one JSON object per line"),
+        ("t.json", b"[" * 100000, ":1: ", "one JSON object per line"),
+        ("t.jsonl", b'{"text": 3, "label": 1}\n', ":1: column 'text'", "should be text (found 3)"),
+        ("t.jsonl", b'{"text": null, "label": 1}\n', ":1: column 'text'", "is empty"),
+        ("t.jsonl", b'{"text": "a", "label": true}\n', ":1: column 'label'", "unknown label 'True'"),
+        ("t.parquet", b"text,label\n", ": ", "Parquet"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, where: str, words: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    message = error(path)
+    assert message.startswith(f"{path}{where}")
+    assert words in message
+
+
+def test_the_first_ten_problems_come_at_once(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "train.csv", [HEADER, *[("", "x")] * 3, ("fine", "1"), *[("a", "y")] * 20])
+    lines = error(path).splitlines()
+    assert [line.split(": ")[0] for line in lines[:10]] == [f"{path}:{n}" for n in (2, 2, 3, 3, 4, 4, 6, 7, 8, 9)]
+    assert len(lines) == 11
+
+
+def test_a_file_that_went_away_is_named(tmp_path: Path) -> None:
+    asked = task(write_csv(tmp_path / "train.csv", PLAIN))
+    (tmp_path / "train.csv").unlink()
+    with pytest.raises(DataError, match="no such file"):
+        read_examples(asked, "train")
+
+
+def test_the_builtin_reviews_are_examples() -> None:
+    asked = resolve_task(TaskSpec.model_validate({"data": "builtin:reviews"}), LABELS)
+    splits = load_splits(asked, examples=50, seed=0)
+    assert len(splits.calibration) == 50
+    assert {example.label for example in splits.test} == {0, 1}
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Task]:
+    """Tasks on a data set in a local folder, which ``load_dataset`` reads as it reads one on the hub."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+    folder = tmp_path / "set"
+    folder.mkdir()
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["POS", "NEG"])})
+    rows = {"text": ["a", "b", "c"], "label": [0, 1, 1]}
+    for split in ("train", "test"):
+        datasets.Dataset.from_dict(rows, features).to_parquet(folder / f"{split}.parquet")
+
+    def make(labels: Sequence[str] = LABELS, name: str = str(folder), **values: Any) -> Task:
+        return resolve_task(TaskSpec.model_validate({"data": {"hub": name}, **values}), labels)
+
+    return make
+
+
+def test_class_numbers_of_the_hub_follow_names_if_they_are_the_same(hub: Callable[..., Task]) -> None:
+    assert [e.label for e in read_examples(hub(["neg", "pos"]), "train")] == [1, 0, 0]
+    assert [e.label for e in read_examples(hub(), "train")] == [0, 1, 1]
+
+
+def test_what_is_not_on_the_hub_is_named(hub: Callable[..., Task]) -> None:
+    with pytest.raises(DataError, match=r"train: task\.text: there is no column 'txt'; did you mean 'text'"):
+        read_examples(hub(text="txt"), "train")
+    asked = TaskSpec.model_validate({"data": {"hub": hub().data.hub, "splits": {"test": "nothing"}}})  # type: ignore[union-attr]
+    with pytest.raises(DataError, match="nothing: no such data set"):
+        read_examples(resolve_task(asked, LABELS), "test")
+
+
+def test_a_hub_that_cannot_be_reached_is_nobodys_mistake(hub: Callable[..., Task]) -> None:
+    with pytest.raises(ResourceFailure, match="could not be downloaded"):
+        read_examples(hub(name="someone/a-data-set-that-is-not-cached"), "train")
+
+
+def write_splits(folder: Path, **splits: Sequence[Example]) -> Task:
+    for name, examples in splits.items():
+        write_csv(folder / f"{name}.csv", [HEADER, *((e.texts[0], LABELS[e.label]) for e in examples)])
+    return task(folder / "train.csv")
+
+
+def numbered(prefix: str, count: int) -> list[Example]:
+    return [Example((f"{prefix} {number}",), number % 2) for number in range(count)]
+
+
+def test_given_splits_are_kept_and_calibration_is_a_sample_of_train(tmp_path: Path) -> None:
+    train, validation, test = numbered("a", 200), numbered("b", 30), numbered("c", 20)
+    splits = load_splits(write_splits(tmp_path, train=train, validation=validation, test=test), examples=50, seed=3)
+    assert (splits.validation, splits.test) == (tuple(validation), tuple(test))
+    assert len(splits.calibration) == len(set(splits.calibration)) == 50
+    assert set(splits.calibration) < set(train)
+
+
+def test_every_training_example_is_as_likely_to_be_drawn(tmp_path: Path) -> None:
+    asked = write_splits(tmp_path, train=numbered("a", 40), validation=numbered("b", 4), test=numbered("c", 4))
+    drawn = Counter(e for seed in range(200) for e in load_splits(asked, examples=20, seed=seed).calibration)
+    # 200 draws at 1/2: within five standard deviations of 100
+    assert len(drawn) == 40
+    assert all(abs(count - 100) < 5 * (200 * 0.25) ** 0.5 for count in drawn.values())
+
+
+def test_without_a_validation_file_a_fifth_of_train_is_set_aside(tmp_path: Path) -> None:
+    train = numbered("a", 100)
+    splits = load_splits(write_splits(tmp_path, train=train, test=numbered("c", 20)), examples=1000, seed=0)
+    assert (len(splits.validation), len(splits.calibration)) == (20, 80)
+    assert {*splits.validation, *splits.calibration} == set(train)
+    (tmp_path / "train.csv").unlink()
+    many = write_splits(tmp_path, train=numbered("a", 10_100))
+    assert len(load_splits(many, examples=10, seed=4).validation) == 2000
+
+
+def test_shared_texts_are_dropped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    test, validation = numbered("c", 20), numbered("b", 20)
+    asked = write_splits(
+        tmp_path, train=[*numbered("a", 40), *test[:3], *validation[:5]], validation=[*validation, *test[:2]], test=test
+    )
+    with caplog.at_level(logging.WARNING, logger="skillprune"):
+        splits = load_splits(asked, examples=1000, seed=0)
+    assert splits.calibration == tuple(numbered("a", 40))
+    assert (splits.validation, splits.test) == (tuple(validation), tuple(test))
+    assert [record.getMessage() for record in caplog.records] == [
+        "dropped 3 of 48 train examples whose text is also in test",
+        "dropped 2 of 22 validation examples whose text is also in test",
+        "dropped 5 of 45 train examples whose text is also in validation",
+    ]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.integers(0, 60), min_size=20, max_size=80), st.lists(st.integers(0, 60), min_size=4), st.integers(0, 99)
+)
+def test_no_text_is_in_two_splits(tmp_path_factory: Any, train: list[int], test: list[int], seed: int) -> None:
+    make = lambda numbers: [Example((f"t {number}",), number % 2) for number in numbers]  # noqa: E731
+    asked = write_splits(tmp_path_factory.mktemp("s"), train=make(train), test=make(test))
+    try:
+        splits = load_splits(asked, examples=30, seed=seed)
+    except DataError:
+        return
+    texts = [{e.texts for e in part} for part in (splits.calibration, splits.validation, splits.test)]
+    assert not (texts[0] & texts[1] or texts[0] & texts[2] or texts[1] & texts[2])
+    assert splits.test == tuple(make(test))
+
+
+def test_the_same_seed_gives_the_same_splits_in_another_process(tmp_path: Path) -> None:
+    asked = write_splits(tmp_path, train=numbered("a", 300), test=numbered("c", 20))
+    here = [load_splits(asked, examples=40, seed=seed).fingerprint() for seed in (0, 1)]
+    code = (
+        "import sys; from skillprune.data import load_splits; from skillprune.recipe import TaskSpec;"
+        "from skillprune.tasks import resolve_task; folder = sys.argv[1];"
+        "data = {'train': folder + '/train.csv', 'test': folder + '/test.csv'};"
+        "task = resolve_task(TaskSpec.model_validate({'data': data}), ['negative', 'positive']);"
+        "print(load_splits(task, examples=40, seed=0).fingerprint())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == here[0] != here[1]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ({"train": [0] * 50}, "train: all 50 examples have the label 'negative'"),
+        ({"validation": [1] * 9}, "validation: all 9 examples have the label 'positive'"),
+        ({"test": [1] * 9}, "test: all 9 examples have the label 'positive'"),
+        ({"train": [0] * 50 + [1]}, r"calibration: too few examples of 'positive' \(1\) among 51"),
+    ],
+)
+def test_too_few_classes_are_refused(tmp_path: Path, sizes: dict[str, list[int]], words: str) -> None:
+    plain = {"train": [0, 1] * 20, "validation": [0, 1], "test": [0, 1]}
+    splits = {
+        name: [Example((f"{name} {number}",), label) for number, label in enumerate(labels)]
+        for name, labels in {**plain, **sizes}.items()
+    }
+    with pytest.raises(DataError, match=words):
+        load_splits(write_splits(tmp_path, **splits), examples=100, seed=0)
+
+
+def test_a_train_file_that_holds_only_test_texts_is_refused(tmp_path: Path) -> None:
+    asked = write_splits(tmp_path, train=numbered("c", 10), test=numbered("c", 20))
+    with pytest.raises(DataError, match="every text is also in test"):
+        load_splits(asked, examples=5, seed=0)
+
+
+def test_the_fingerprint_tells_texts_labels_and_order_apart() -> None:
+    a, b = Example(("a",), 0), Example(("b",), 0)
+    prints = [
+        fingerprint(part) for part in ([a, b], [b, a], [a], [Example(("a",), 1), b], [Example(("a", "b"), 0)], [])
+    ]
+    assert len(set(prints)) == len(prints)
+    assert fingerprint([a, b]) == prints[0]
+
+
+WORDS = [f"w{number}" for number in range(20)]
+
+
+def make_tokenizer(limit: int = 16, **special: str) -> PreTrainedTokenizerFast:
+    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+    plain = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    plain.pre_tokenizer = Whitespace()
+    plain.post_processor = BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", **special}
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=plain, model_max_length=limit, model_input_names=inputs, **names)
+
+
+def naive_ids(example: Example, max_length: int) -> list[int]:
+    """Token ids by hand; of a pair, the longer text loses its last word until both fit."""
+    parts = [[4 + WORDS.index(word) for word in text.split()] for text in example.texts]
+    while sum(map(len, parts)) + 1 + len(parts) > max_length:
+        longest = max(parts, key=len)
+        longest.pop()
+    return [2, *(token for part in parts for token in (*part, 3))]
+
+
+TEXT = st.lists(st.sampled_from(WORDS), min_size=1, max_size=20).map(" ".join)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(TEXT, min_size=1, max_size=12), st.integers(3, 16), st.integers(1, 5))
+def test_batches_hold_the_tokens_of_every_example_once(texts: list[str], max_length: int, batch_size: int) -> None:
+    examples = [Example((text,), number % 3) for number, text in enumerate(texts)]
+    batches = make_batches(examples, make_tokenizer(), max_length=max_length, batch_size=batch_size)
+    order = [index for batch in batches for index in batch.indices.tolist()]
+    lengths = [len(naive_ids(example, max_length)) for example in examples]
+    assert order == sorted(range(len(examples)), key=lambda index: (lengths[index], index))
+    assert all(len(batch.indices) <= batch_size for batch in batches)
+    for batch in batches:
+        assert batch.inputs["input_ids"].shape[1] == max(lengths[index] for index in batch.indices.tolist())
+        assert set(batch.inputs) <= {"input_ids", "token_type_ids", "attention_mask"}
+        for row, index in enumerate(batch.indices.tolist()):
+            ids = naive_ids(examples[index], max_length)
+            padding = batch.mask.shape[1] - len(ids)
+            assert batch.inputs["input_ids"][row].tolist() == ids + [0] * padding
+            assert batch.mask[row].tolist() == [True] * len(ids) + [False] * padding
+            assert batch.special[row].tolist() == [token in (2, 3) for token in ids] + [False] * padding
+            assert batch.labels[row] == examples[index].label
+
+
+def test_pairs_are_one_input_with_two_segments() -> None:
+    examples = [Example(("w1 w2", "w3"), 0), Example(("w4", "w5 w6 w7 w8 w9 w10"), 1)]
+    (batch,) = make_batches(examples, make_tokenizer(), max_length=8, batch_size=2)
+    assert batch.inputs["input_ids"].tolist() == [[2, 5, 6, 3, 7, 3, 0, 0], naive_ids(examples[1], 8)]
+    assert batch.inputs["token_type_ids"].tolist() == [[0, 0, 0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1, 1, 1]]
+
+
+def test_batches_have_the_types_models_expect_and_can_move() -> None:
+    (batch,) = make_batches([Example(("w1",), 1)], make_tokenizer(), max_length=8, batch_size=2)
+    assert (batch.labels.dtype, batch.indices.dtype, batch.special.dtype) == (torch.long, torch.long, torch.bool)
+    moved = batch.to("meta")
+    tensors = [*moved.inputs.values(), moved.labels, moved.special, moved.indices]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+
+
+def test_no_examples_make_no_batches() -> None:
+    assert make_batches([], make_tokenizer(), max_length=8, batch_size=2) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "max_length", "words"),
+    [
+        ("w1", 17, r"task\.max_length: the model allows 16 tokens \(found 17\)"),
+        ("w1", 2, r"task\.max_length: leaves no room"),
+        ("w1", 1, r"task\.max_length: leaves no room"),
+        (" \u3000", 8, "has no tokens"),
+    ],
+)
+def test_inputs_without_a_word_are_refused(text: str, max_length: int, words: str) -> None:
+    tokenizer = make_tokenizer()
+    with pytest.raises(DataError, match=words):
+        make_batches([Example((text,), 0)], tokenizer, max_length=max_length, batch_size=2)
+
+
+def test_a_tokenizer_that_cannot_pad_is_refused() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token = None
+    with pytest.raises(DataError, match="no padding token"):
+        make_batches([Example(("w1",), 0)], tokenizer, max_length=8, batch_size=2)
+
+
+def test_the_real_data_sets_are_read(shared: Path) -> None:
+    folder = shared / "data" / "nli"
+    files = {split: folder / f"{split}.csv" for split in ("train", "validation", "test")}
+    spec = TaskSpec.model_validate({"data": files, "text": ["premise", "hypothesis"]})
+    splits = load_splits(resolve_task(spec, ["contradiction", "entailment", "neutral"]), examples=100, seed=0)
+    assert (len(splits.calibration), len(splits.test)) == (100, 400)
+    assert {len(example.texts) for example in splits.test} == {2}
