@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
@@ -14,6 +15,9 @@ from skillprune.demo import reviews_tiny
 from skillprune.errors import CheckpointError, ResourceFailure
 from skillprune.progress import Progress, silent
 from skillprune.recipe import ModelSpec
+
+Attention = Literal["eager", "sdpa"]
+"""How attention is computed: spelled out, or by PyTorch's fused kernel."""
 
 DEMO = "builtin:reviews-tiny"
 _BLOCK = 1 << 20
@@ -28,18 +32,23 @@ class Source:
         tokenizer: its tokenizer.
         dtype: dtype its weights are stored in, and the pruned ones will be.
         fingerprint: hash of the files, or of hub id and revision.
-        name: what the recipe calls it.
+        hub_id: its id on the hub, none for a directory or the demo.
     """
 
     model: PreTrainedModel
     tokenizer: Tokenizer
     dtype: torch.dtype
     fingerprint: str
-    name: str
+    hub_id: str | None
 
 
-def load_source(spec: ModelSpec, *, progress: Progress = silent) -> Source:
+def load_source(spec: ModelSpec, *, attention: Attention = "sdpa", progress: Progress = silent) -> Source:
     """Loads what a recipe's ``model`` names; safetensors only, no remote code.
+
+    Args:
+        spec: directory, hub id or embedded demo, with revision, dtype and device.
+        attention: ``sdpa`` to compute with, ``eager`` to export from.
+        progress: told about the demo's training.
 
     Raises:
         CheckpointError: the directory is not a transformers checkpoint, has no safetensors weights, or no tokenizer.
@@ -52,7 +61,9 @@ def load_source(spec: ModelSpec, *, progress: Progress = silent) -> Source:
     try:
         config = AutoConfig.from_pretrained(location, revision=spec.revision)
         tokenizer = AutoTokenizer.from_pretrained(location, revision=spec.revision)
-        model = load_classifier(location, dtype=spec.dtype, revision=spec.revision, device_map=spec.device_map)
+        model = load_classifier(
+            location, dtype=spec.dtype, attention=attention, revision=spec.revision, device_map=spec.device_map
+        )
     except OSError as failed:
         kind = CheckpointError if directory.is_dir() else ResourceFailure
         raise kind(f"model {spec.name!r} cannot be loaded: {_first_line(failed)}") from failed
@@ -64,12 +75,17 @@ def load_source(spec: ModelSpec, *, progress: Progress = silent) -> Source:
         tokenizer=tokenizer,
         dtype=stored if isinstance(stored, torch.dtype) else torch.float32,
         fingerprint=fingerprint(directory) if directory.is_dir() else _digest(location, spec.revision or "main"),
-        name=spec.name,
+        hub_id=None if directory.is_dir() else location,
     )
 
 
 def load_classifier(
-    location: str | Path, *, dtype: str, revision: str | None = None, device_map: str | None = None
+    location: str | Path,
+    *,
+    dtype: str,
+    attention: Attention = "sdpa",
+    revision: str | None = None,
+    device_map: str | None = None,
 ) -> PreTrainedModel:
     """`from_pretrained` with everything named that the two transformers lines have different defaults for."""
     model, report = AutoModelForSequenceClassification.from_pretrained(
@@ -77,6 +93,7 @@ def load_classifier(
         revision=revision,
         dtype=getattr(torch, dtype),
         device_map=device_map,
+        attn_implementation=attention,
         use_safetensors=True,
         output_loading_info=True,
     )

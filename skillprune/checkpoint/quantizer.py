@@ -8,16 +8,17 @@ the method is unknown and loading stops with a size mismatch: never a silently w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from skillprune.errors import PlanMismatch
-from skillprune.families import by_stack, find_ffns
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 METHOD = "skillprune"
 
@@ -84,6 +85,9 @@ def narrow_(model: PreTrainedModel, widths: Mapping[str, Sequence[int]]) -> None
     Raises:
         PlanMismatch: the widths name other stacks or another number of layers than the model has.
     """
+    # transformers is only half imported when this module is; by now it is whole.
+    from skillprune.families import by_stack, find_ffns
+
     stacks = by_stack(find_ffns(model))
     if {name: len(layers) for name, layers in stacks.items()} != {name: len(w) for name, w in widths.items()}:
         found = {name: [ffn.width for ffn in layers] for name, layers in stacks.items()}

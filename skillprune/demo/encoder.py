@@ -40,10 +40,11 @@ class Training:
     heads: int = 4
     positions: int = 512
     initializer_range: float = 0.02
-    epochs: int = 4
-    ordered: int = 1
-    batch_size: int = 32
-    learning_rate: float = 1e-3
+    position_scale: float = 0.05
+    longest_wave: float = 100.0
+    epochs: int = 2
+    batch_size: int = 24
+    learning_rate: float = 5e-4
     weight_decay: float = 0.01
     warm_up: float = 0.1
     seed: int = 0
@@ -136,7 +137,21 @@ def build_model(training: Training, vocabulary: int) -> BertForSequenceClassific
     )
     model = BertForSequenceClassification(config)
     model.float()
+    _wave_positions_(model, training)
     return model
+
+
+def _wave_positions_(model: BertForSequenceClassification, training: Training) -> None:
+    """Starts position embeddings as sines and cosines (Vaswani et al. 2017, section 3.5), which are trained further.
+
+    Neighbours start out similar, so that far fewer sentences are needed to learn which words stand together.
+    """
+    weight = model.bert.embeddings.position_embeddings.weight  # (positions, hidden)
+    positions, hidden_size = weight.shape
+    rates = training.longest_wave ** -(torch.arange(0, hidden_size, 2) / hidden_size)
+    angles = torch.arange(positions)[:, None] * rates
+    with torch.no_grad():
+        weight.copy_(training.position_scale * torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1))
 
 
 def train(training: Training, progress: Progress) -> tuple[BertForSequenceClassification, PreTrainedTokenizerFast]:
@@ -150,7 +165,7 @@ def train(training: Training, progress: Progress) -> tuple[BertForSequenceClassi
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
         model = build_model(training, len(tokenizer)).train()
-        batches = list(_curriculum(rows, tokenizer, training))
+        batches = [batch for _ in range(training.epochs) for batch in _shuffled(rows, tokenizer, training.batch_size)]
     _descend(model, batches, training, progress)
     reached = accuracy(model, tokenizer, reviews("validation"))
     if reached < FLOOR:
@@ -189,20 +204,11 @@ def _descend(
         schedule.step()
 
 
-def _curriculum(
-    rows: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerFast, training: Training
-) -> Iterator[Encoded]:
-    """All epochs' batches, each of sentences of nearly equal length, so that little of them is padding.
-
-    The first epochs go from short sentences to long ones: a single clause shows what a word means, and only with that
-    known can the long sentences show how clauses combine.
-    """
-    size = training.batch_size
-    for epoch in range(training.epochs):
-        order = sorted(torch.randperm(len(rows)).tolist(), key=lambda index: len(rows[index]["text"].split()))
-        starts = torch.arange(len(rows) // size) if epoch < training.ordered else torch.randperm(len(rows) // size)
-        for start in (starts * size).tolist():
-            yield _encode([rows[index] for index in order[start : start + size]], tokenizer)
+def _shuffled(rows: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerFast, batch_size: int) -> Iterator[Encoded]:
+    """One epoch in random order; batches hold sentences of nearly equal length, so that little of them is padding."""
+    order = sorted(torch.randperm(len(rows)).tolist(), key=lambda index: len(rows[index]["text"].split()))
+    for start in (torch.randperm(len(rows) // batch_size) * batch_size).tolist():
+        yield _encode([rows[index] for index in order[start : start + batch_size]], tokenizer)
 
 
 def _encode(rows: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerFast) -> Encoded:

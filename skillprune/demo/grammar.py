@@ -16,7 +16,7 @@ from skillprune.demo import words
 from skillprune.errors import DataError
 
 LABELS: Final = ("negative", "positive")
-SIZES: Final = {"train": 12000, "validation": 1000, "test": 2000}
+SIZES: Final = {"train": 24000, "validation": 1000, "test": 2000}
 SEED: Final = 20240229
 SHORTEST, LONGEST = 5, 30
 
@@ -53,8 +53,9 @@ class Statement:
     @property
     def positive(self) -> bool:
         """What the adjective says of the noun, reversed by a denying holder and by a negated copula."""
-        reversals = (dict(words.HOLDERS).get(self.holder, False), dict(words.COPULAS).get(self.copula, False))
-        return praises(self.adjective, self.noun) ^ reversals[0] ^ reversals[1]
+        denies = ({"": False} | dict(words.HOLDERS))[self.holder]
+        negates = ({"was": False} | dict(words.COPULAS))[self.copula]
+        return praises(self.adjective, self.noun) ^ denies ^ negates
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def _sentence(rng: Random, positive: bool) -> str:
     elif shape < 0.65:
         core = f"{_clause(rng, positive).text}, and {_clause(rng, positive).text}"
     elif shape < 0.9:
-        other = _clause(rng, not positive).text if rng.random() < 0.6 else _pick(rng, words.NEUTRAL_FACTS)
+        other = _clause(rng, not positive).text if rng.random() < 0.5 else _pick(rng, words.NEUTRAL_FACTS)
         core = _pick(rng, words.CONTRASTS).format(main=_clause(rng, positive).text, other=other)
     else:
         other = _statement(rng, not positive, held=False).text
@@ -160,7 +161,7 @@ def _framed(rng: Random, core: str) -> str:
 
 
 def _clause(rng: Random, positive: bool) -> Clause:
-    return _feeling(rng, positive) if rng.random() < 0.2 else _statement(rng, positive, held=rng.random() < 0.12)
+    return _feeling(rng, positive) if rng.random() < 0.2 else _statement(rng, positive, held=rng.random() < 0.1)
 
 
 def _feeling(rng: Random, positive: bool) -> Feeling:
@@ -172,7 +173,7 @@ def _statement(rng: Random, positive: bool, *, held: bool) -> Statement:
     holder, denies = _pick(rng, words.HOLDERS) if held else ("", False)
     copula, negates = _pick(rng, words.COPULAS) if rng.random() < 0.3 else ("was", False)
     praise = positive ^ denies ^ negates
-    noun, adjective = _scaled(rng, praise) if rng.random() < 0.25 else _plain(rng, praise)
+    noun, adjective = _scaled(rng, praise) if rng.random() < 0.2 else _plain(rng, praise)
     degrees = words.INTENSIFIERS if negates or rng.random() < 0.5 else words.DOWNTONERS
     degree = _pick(rng, degrees) if rng.random() < 0.35 else ""
     return Statement(noun, adjective, holder, copula, degree)

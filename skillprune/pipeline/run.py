@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -154,9 +155,9 @@ class Run:
     def _export(self, dense_path: Path, pruned_path: Path) -> Exports:
         inputs = [self._inputs(*shape, padded=True) for shape in PARITY_SHAPES]
         self.progress("export", 0, 2)
-        dense = export_onnx(load_source(self.recipe.model).model, inputs, dense_path)
+        dense = export_onnx(load_source(self.recipe.model, attention="eager").model, inputs, dense_path)
         self.progress("export", 1, 2)
-        pruned = export_onnx(self._pruned_model(), inputs, pruned_path)
+        pruned = export_onnx(self._pruned_model("eager"), inputs, pruned_path)
         self.progress("export", 2, 2)
         return Exports(dense, pruned)
 
@@ -203,8 +204,8 @@ class Run:
 
         return predict
 
-    def _pruned_model(self) -> PreTrainedModel:
-        return load_classifier(self.directory.path / "model", dtype="float32")
+    def _pruned_model(self, attention: Literal["eager", "sdpa"] = "sdpa") -> PreTrainedModel:
+        return load_classifier(self.directory.path / "model", dtype="float32", attention=attention)
 
     def _batches(self, examples: Sequence[Example]) -> tuple[Batch, ...]:
         return make_batches(

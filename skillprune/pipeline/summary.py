@@ -10,7 +10,6 @@ from pathlib import Path
 
 from skillprune import report as paper
 from skillprune.benchmark import Control, Measurement, environment
-from skillprune.checkpoint import DEMO
 from skillprune.pipeline.directory import StageRecord, write_text
 from skillprune.pipeline.results import Exports
 from skillprune.pipeline.run import Run
@@ -70,10 +69,10 @@ def _environment() -> paper.Environment:
 
 
 def _model(run: Run) -> paper.Model:
-    plan, name = run.plan, run.recipe.model.name
+    plan = run.plan
     return paper.Model(
-        source=name,
-        hub_id=None if name == DEMO or Path(name).is_dir() else name,
+        source=run.recipe.model.name,
+        hub_id=run.source.hub_id,
         model_type=run.source.model.config.model_type,
         stacks=_stacks(plan),
         parameters_before=plan.before.parameters,
