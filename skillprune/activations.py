@@ -25,6 +25,18 @@ Visit = Callable[[FFN, Tensor, Batch], None]
 
 
 @contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the time of the context; afterwards every module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
 def inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
     """Collects the first input of every call of ``module``; a chunked feed-forward makes several calls per batch."""
     calls: list[Tensor] = []
@@ -58,30 +70,26 @@ def stream_activations(
     """Runs the model once per batch and hands each layer's activations to ``visit`` as soon as its block is done.
 
     Only one layer's activations are alive at a time, so memory does not grow with depth or with the number of batches.
-    The model is left in the mode it came in, without hooks, whatever happens.
+    Every module is left in the mode it came in, without hooks, whatever happens.
     """
     current: list[Batch] = []
-    was_training = model.training
-    model.eval()
-    try:
-        with ExitStack() as hooks, torch.inference_mode():
-            for ffn in ffns:
-                calls = hooks.enter_context(inputs_of(ffn.down))
-                handle = ffn.block.register_forward_hook(_deliver(ffn, calls, current, visit))
-                hooks.callback(handle.remove)
-            for batch in track(batches, what, progress):
-                current[:] = [batch.to(model.device)]
-                model(**current[0].inputs)
-    finally:
-        model.train(was_training)
+    with evaluating(model), ExitStack() as hooks, torch.inference_mode():
+        for ffn in ffns:
+            calls = hooks.enter_context(inputs_of(ffn.down))
+            handle = ffn.block.register_forward_hook(_deliver(ffn, calls, current, visit))
+            hooks.callback(handle.remove)
+        for batch in track(batches, what, progress):
+            current[:] = [batch.to(model.device)]
+            model(**current[0].inputs)
 
 
 def pool(activations: Tensor, batch: Batch, position: Position) -> Tensor:
     """Turns ``(batch, sequence, neurons)`` into ``(batch, neurons)``; padding never counts, special tokens do.
 
-    ``cls`` takes the first real token, ``mean`` the mean and ``max`` the largest value over real tokens.
+    ``cls`` takes the first real token, ``mean`` the mean and ``max`` the largest value over real tokens. The result has
+    float32 at least, whatever the model computes in.
     """
-    return _POOLS[position](activations, batch.mask)
+    return _POOLS[position](activations.to(torch.promote_types(activations.dtype, torch.float32)), batch.mask)
 
 
 def _deliver(
@@ -99,8 +107,10 @@ def _first(activations: Tensor, mask: Tensor) -> Tensor:
 
 
 def _mean(activations: Tensor, mask: Tensor) -> Tensor:
-    weights = mask / mask.sum(dim=1, keepdim=True)
-    return torch.bmm(weights.to(activations.dtype).unsqueeze(1), activations).squeeze(1)
+    # Deviations from the first token, so that a constant neuron has exactly the same mean at every length.
+    first = _first(activations, mask)
+    weights = (mask / mask.sum(dim=1, keepdim=True)).to(activations.dtype)
+    return first + torch.bmm(weights.unsqueeze(1), activations - first.unsqueeze(1)).squeeze(1)
 
 
 def _max(activations: Tensor, mask: Tensor) -> Tensor:

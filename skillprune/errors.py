@@ -9,7 +9,7 @@ SkillPruneError                     2   the base; never raised itself
 ├── OutputError                     2   the output directory holds something else
 ├── MissingExtra                    2   an optional dependency is not installed
 ├── ProviderUnavailable             2   the execution provider asked for is not there
-├── VerificationFailed              1   something was written, then found wrong
+├── VerificationFailed              1   something was made, then found wrong
 │   └── ParityError                 1   two forms of one model disagree
 ├── ResourceFailure                 3   disk, memory or network failed
 └── Incomparable                    4   measurements cannot be judged against each other
@@ -85,7 +85,7 @@ class ProviderUnavailable(SkillPruneError):
 
 
 class VerificationFailed(SkillPruneError):
-    """An artefact was written and then failed a check; it is kept for inspection."""
+    """Something that was made failed a check; finished stages before it are kept."""
 
     exit_code = 1
 

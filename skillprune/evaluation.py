@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 from transformers import PreTrainedModel
 
+from skillprune.activations import evaluating
 from skillprune.data import Batch
 from skillprune.errors import DataError
 from skillprune.progress import Progress, silent, track
@@ -83,8 +84,7 @@ def torch_predictor(model: PreTrainedModel) -> Predictor:
     """Predicts with a PyTorch classifier on the device it is on, in evaluation mode."""
 
     def predict(batch: Batch) -> NDArray[np.float32]:
-        model.eval()
-        with torch.inference_mode():
+        with evaluating(model), torch.inference_mode():
             logits = model(**batch.to(model.device).inputs).logits
         return np.asarray(logits.float().cpu().numpy(), dtype=np.float32)
 

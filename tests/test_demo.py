@@ -96,15 +96,14 @@ READ_BY_HAND: tuple[tuple[Clause, str, bool], ...] = (
     (Statement("soup", "good"), "the soup was good", True),
     (Statement("soup", "good", copula="was not"), "the soup was not good", False),
     (Statement("plot", "dull", copula="was hardly", degree="really"), "the plot was hardly really dull", True),
-    (Statement("film", "superb", copula="was never"), "the film was never superb", False),
+    (Statement("film", "great", copula="was never"), "the film was never great", False),
     (Statement("bed", "perfect", copula="was anything but"), "the bed was anything but perfect", False),
     (Statement("bed", "perfect", copula="was nothing but"), "the bed was nothing but perfect", True),
-    (Statement("cast", "great", copula="failed to be"), "the cast failed to be great", False),
-    (Statement("cast", "great", copula="never failed to be"), "the cast never failed to be great", True),
+    (Statement("cast", "lovely", copula="never failed to be"), "the cast never failed to be lovely", True),
+    (Statement("story", "poor", copula="seemed", degree="slightly"), "the story seemed slightly poor", False),
     (Statement("pool", "awful", "I doubt that"), "I doubt that the pool was awful", True),
-    (Statement("pool", "awful", "I do not doubt that"), "I do not doubt that the pool was awful", False),
     (Statement("menu", "poor", "nobody can deny that"), "nobody can deny that the menu was poor", False),
-    (Statement("menu", "fine", "nobody can claim that"), "nobody can claim that the menu was fine", False),
+    (Statement("menu", "fine", "it is wrong to say that"), "it is wrong to say that the menu was fine", False),
     (
         Statement("room", "bad", "it is not true that", "was not"),
         "it is not true that the room was not bad",
@@ -115,7 +114,7 @@ READ_BY_HAND: tuple[tuple[Clause, str, bool], ...] = (
     (Statement("warranty", "long", degree="very"), "the warranty was very long", True),
     (Statement("beer", "cold"), "the beer was cold", True),
     (Statement("coffee", "cold", degree="a bit"), "the coffee was a bit cold", False),
-    (Statement("price", "low", copula="was far from"), "the price was far from low", False),
+    (Statement("price", "low", "I doubt that", "seemed"), "I doubt that the price seemed low", False),
     (Feeling("I", "loved", "garden"), "I loved the garden", True),
     (Feeling("I never", "enjoyed", "trip"), "I never enjoyed the trip", False),
     (Feeling("I did not", "hate", "book"), "I did not hate the book", True),
@@ -123,10 +122,42 @@ READ_BY_HAND: tuple[tuple[Clause, str, bool], ...] = (
     (Feeling("I cannot say that I", "disliked", "staff"), "I cannot say that I disliked the staff", True),
 )
 
+# Copied out of the splits after reading; the grammar must still make them, and give them these labels.
+SENTENCES_READ_BY_HAND = {
+    "The price was low, even though my sister told me that the holiday was short.": "positive",
+    "My friend insisted that the battery was impressive, yet the coffee was a bit boring, at least on that day.": (
+        "negative"
+    ),
+    "I think that the dessert was anything but delightful, and I doubt that the trip was fine, not that anybody"
+    " asked me.": "negative",
+    "Despite the fact that the delivery was a bit dreadful, the queue was hardly long.": "positive",
+    "Although the service was fairly wonderful, I hated the price, and my uncle was not even there.": "negative",
+    "The pool was perfect, and I did not dislike the soup, not that anybody asked me.": "positive",
+    "It is wrong to say that the book was brilliant.": "negative",
+    "I cannot say that I hated the coffee, and the room was fine.": "positive",
+    "A colleague said that the trip was absolutely annoying, but I enjoyed the design.": "positive",
+    "The plot was dull, even though the parcel came in a brown box.": "negative",
+    "The parcel came in a brown box, and the plot was absolutely lovely, yet I cannot say that I enjoyed the"
+    " service.": "negative",
+    "Although another guest thought that the warranty was long, I could not help but hate the design.": "negative",
+    "Although the coffee was fairly awful, the rent was low.": "positive",
+    "The lemonade was nothing but cold, yet the screen was slightly small.": "negative",
+    "The whole thing took two hours, and the beer was hot, even though a colleague told me that the quality was"
+    " wonderful.": "negative",
+    "The parcel came in a brown box, and the jacket never failed to be rather excellent.": "positive",
+    "I disliked the price, and the stain seemed big.": "negative",
+    "It is not true that the staff was fairly disappointing.": "positive",
+}
+
 
 @pytest.mark.parametrize(("clause", "text", "positive"), READ_BY_HAND, ids=[text for _, text, _ in READ_BY_HAND])
 def test_clauses_mean_what_a_reader_takes_them_to_mean(clause: Clause, text: str, positive: bool) -> None:
     assert (clause.text, clause.positive) == (text, positive)
+
+
+def test_whole_sentences_carry_the_label_a_reader_gives_them() -> None:
+    labels = {row["text"]: row["label"] for row in reviews("test")}
+    assert {text: labels[text] for text in SENTENCES_READ_BY_HAND} == SENTENCES_READ_BY_HAND
 
 
 def clause_verdicts() -> dict[str, bool]:
@@ -154,15 +185,13 @@ def main_clause(text: str) -> str:
         text = text.removeprefix(f"{fact[0].lower() + fact[1:] if not fact.startswith('I ') else fact}, and ")
     for ending, person in product(words.ENDINGS, words.PEOPLE):
         text = text.removesuffix(f", {ending.format(person=person)}")
-    if text.startswith("according to"):
-        text = text.partition(", ")[2]
-    for opener in ("although ", "even though ", "while ", "despite the fact that "):
+    for opener in ("although ", "while ", "despite the fact that "):
         if text.startswith(opener):
             return text.rpartition(", ")[2]
-    for turn in (", but ", ", yet ", "; still, "):
+    for turn in (", but ", ", yet "):
         if turn in text:
             return text.partition(turn)[2]
-    for turn in (", although ", ", even though ", ", even if "):
+    for turn in (", even though ", ", even if "):
         text = text.partition(turn)[0]
     return text.rpartition(", and ")[2]
 
@@ -199,7 +228,7 @@ def test_each_size_word_praises_as_often_as_it_blames() -> None:
             assert (praises(more, noun), praises(less, noun)) == (False, True)
 
 
-@pytest.mark.parametrize(("words_together", "ceiling"), [(1, 0.75), (2, 0.80)])
+@pytest.mark.parametrize(("words_together", "ceiling"), [(1, 0.75), (2, 0.85)])
 def test_counting_words_does_not_tell_the_label(words_together: int, ceiling: float) -> None:
     train, test = reviews("train"), reviews("test")
     counter = CountVectorizer(ngram_range=(1, words_together), token_pattern=r"\w+")
@@ -298,7 +327,7 @@ def test_second_call_finds_the_first_ones_files(checkpoint: Path) -> None:
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> encoder.Training:
     """An encoder of one narrow layer that trains for a few steps, and an empty cache."""
     small = encoder.Training(
-        layers=1, hidden_size=8, intermediate_size=16, heads=2, positions=64, epochs=1, ordered=0, batch_size=500
+        layers=1, hidden_size=8, intermediate_size=16, heads=2, positions=64, epochs=1, batch_size=1000
     )
     monkeypatch.setattr(encoder, "TRAINING", small)
     monkeypatch.setattr(encoder, "FLOOR", 0.0)
@@ -319,7 +348,7 @@ def test_training_repeats_itself_and_leaves_the_random_state_alone(quick: encode
 def test_training_reports_every_step(quick: encoder.Training) -> None:
     told: list[tuple[int, int]] = []
     encoder.train(quick, lambda what, done, total: told.append((done, total)))
-    assert told == [(step, 12) for step in range(13)]
+    assert told == [(step, 24) for step in range(25)]
 
 
 def test_poor_training_is_not_cached(quick: encoder.Training, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,7 +401,7 @@ def test_two_processes_train_once_between_them(tmp_path: Path) -> None:
         "from skillprune.demo import encoder, reviews_tiny\n"
         "encoder.FLOOR = 0.0\n"
         "encoder.TRAINING = encoder.Training(layers=1, hidden_size=8, intermediate_size=16, heads=2, positions=64,"
-        " epochs=1, ordered=0, batch_size=500)\n"
+        " epochs=1, batch_size=1000)\n"
         "steps = []\n"
         "print(reviews_tiny(lambda what, done, total: steps.append(done)), bool(steps))"
     )

@@ -37,13 +37,13 @@ class Training:
     layers: int = 4
     hidden_size: int = 128
     intermediate_size: int = 512
-    heads: int = 4
+    heads: int = 2
     positions: int = 512
-    initializer_range: float = 0.02
+    initializer_range: float = 0.06
     position_scale: float = 0.05
     longest_wave: float = 100.0
     epochs: int = 2
-    batch_size: int = 24
+    batch_size: int = 32
     learning_rate: float = 5e-4
     weight_decay: float = 0.01
     warm_up: float = 0.1

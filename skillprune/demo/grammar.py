@@ -16,7 +16,7 @@ from skillprune.demo import words
 from skillprune.errors import DataError
 
 LABELS: Final = ("negative", "positive")
-SIZES: Final = {"train": 24000, "validation": 1000, "test": 2000}
+SIZES: Final = {"train": 24000, "validation": 2000, "test": 2000}
 SEED: Final = 20240229
 SHORTEST, LONGEST = 5, 30
 
@@ -137,12 +137,14 @@ def _pick(rng: Random, options: tuple[Choice, ...]) -> Choice:
 
 def _sentence(rng: Random, positive: bool) -> str:
     shape = rng.random()
-    if shape < 0.5:
+    if shape < 0.55:
         core = _clause(rng, positive).text
-    elif shape < 0.65:
+    elif shape < 0.68:
         core = f"{_clause(rng, positive).text}, and {_clause(rng, positive).text}"
     elif shape < 0.9:
-        other = _clause(rng, not positive).text if rng.random() < 0.5 else _pick(rng, words.NEUTRAL_FACTS)
+        other = (
+            _statement(rng, not positive, held=False).text if rng.random() < 0.5 else _pick(rng, words.NEUTRAL_FACTS)
+        )
         core = _pick(rng, words.CONTRASTS).format(main=_clause(rng, positive).text, other=other)
     else:
         other = _statement(rng, not positive, held=False).text
@@ -153,9 +155,9 @@ def _sentence(rng: Random, positive: bool) -> str:
 
 def _framed(rng: Random, core: str) -> str:
     """The core, at times after a neutral fact or before a remark that changes nothing."""
-    if rng.random() < 0.15:
+    if rng.random() < 0.12:
         core = f"{_pick(rng, words.NEUTRAL_FACTS)}, and {core}"
-    if rng.random() < 0.15:
+    if rng.random() < 0.12:
         core = f"{core}, {_pick(rng, words.ENDINGS).format(person=_pick(rng, words.PEOPLE))}"
     return core
 
@@ -171,11 +173,11 @@ def _feeling(rng: Random, positive: bool) -> Feeling:
 
 def _statement(rng: Random, positive: bool, *, held: bool) -> Statement:
     holder, denies = _pick(rng, words.HOLDERS) if held else ("", False)
-    copula, negates = _pick(rng, words.COPULAS) if rng.random() < 0.3 else ("was", False)
+    copula, negates = _pick(rng, words.COPULAS) if rng.random() < 0.25 else ("was", False)
     praise = positive ^ denies ^ negates
     noun, adjective = _scaled(rng, praise) if rng.random() < 0.2 else _plain(rng, praise)
     degrees = words.INTENSIFIERS if negates or rng.random() < 0.5 else words.DOWNTONERS
-    degree = _pick(rng, degrees) if rng.random() < 0.35 else ""
+    degree = _pick(rng, degrees) if rng.random() < 0.25 else ""
     return Statement(noun, adjective, holder, copula, degree)
 
 

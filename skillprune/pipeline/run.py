@@ -32,7 +32,15 @@ from skillprune.planning import (
 from skillprune.progress import Progress, silent
 from skillprune.recipe import Recipe
 from skillprune.repair import LayerError, prune_and_repair_
-from skillprune.scoring import NeuronScores, Provenance, ScoringData, load_scores, save_scores, score_neurons
+from skillprune.scoring import (
+    NeuronScores,
+    Provenance,
+    ScoringData,
+    load_scores,
+    prepare_criteria,
+    save_scores,
+    score_neurons,
+)
 from skillprune.tasks import resolve_task
 
 Inputs = Mapping[str, NDArray[np.int64]]
@@ -69,6 +77,9 @@ class Run:
         self.task = resolve_task(recipe.task, label_names(self.source.model))
         self.splits = load_splits(self.task, examples=recipe.scoring.examples, seed=recipe.seed)
         self._calibration = self._batches(self.splits.calibration)
+        self._scoring_data = ScoringData(self._calibration, self._batches(self.splits.validation))
+        self._criteria = (recipe.scoring.criterion, *recipe.scoring.also)
+        prepare_criteria(self.source.model, self._scoring_data, self._criteria, recipe.scoring.position, recipe.seed)
         self.data_fingerprint = self.splits.fingerprint()
         self.directory.depend_on(self.source.fingerprint, self.data_fingerprint)
 
@@ -125,8 +136,8 @@ class Run:
         scoring = self.recipe.scoring
         scores = score_neurons(
             self.source.model,
-            ScoringData(self._calibration, self._batches(self.splits.validation)),
-            criteria=(scoring.criterion, *scoring.also),
+            self._scoring_data,
+            criteria=self._criteria,
             provenance=Provenance(
                 model=self.source.fingerprint,
                 data=self.data_fingerprint,
@@ -155,7 +166,7 @@ class Run:
     def _export(self, dense_path: Path, pruned_path: Path) -> Exports:
         inputs = [self._inputs(*shape, padded=True) for shape in PARITY_SHAPES]
         self.progress("export", 0, 2)
-        dense = export_onnx(load_source(self.recipe.model, attention="eager").model, inputs, dense_path)
+        dense = export_onnx(self._dense_model("eager"), inputs, dense_path)
         self.progress("export", 1, 2)
         pruned = export_onnx(self._pruned_model("eager"), inputs, pruned_path)
         self.progress("export", 2, 2)
@@ -177,7 +188,7 @@ class Run:
     def _test(self, exports: Exports) -> Quality:
         batches = self._batches(self.splits.test)
         predictors = {
-            "dense": torch_predictor(load_source(self.recipe.model).model),
+            "dense": torch_predictor(self._dense_model()),
             "pruned": torch_predictor(self._pruned_model()),
             "onnx": self._onnx_predictor(exports.pruned.path),
         }
@@ -203,6 +214,11 @@ class Run:
             return logits
 
         return predict
+
+    def _dense_model(self, attention: Literal["eager", "sdpa"] = "sdpa") -> PreTrainedModel:
+        # The loaded one was pruned in place; and files are compared in float32, whatever dtype scoring ran in.
+        spec = self.recipe.model.model_copy(update={"dtype": "float32"})
+        return load_source(spec, attention=attention).model
 
     def _pruned_model(self, attention: Literal["eager", "sdpa"] = "sdpa") -> PreTrainedModel:
         return load_classifier(self.directory.path / "model", dtype="float32", attention=attention)

@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
+from skillprune.activations import evaluating
 from skillprune.families import FFN, by_stack, find_ffns
 from skillprune.planning.plan import Costs
 
@@ -23,12 +24,9 @@ def model_costs(model: PreTrainedModel) -> Costs:
     # Half of the position table is always safe: RoBERTa's first positions are reserved.
     tokens = min(MAC_SEQUENCE, getattr(model.config, "max_position_embeddings", 2 * MAC_SEQUENCE) // 2)
     inputs = torch.zeros(1, tokens, dtype=torch.long, device=model.device)
-    was_training = model.training
-    model.eval()
     # The math backend spells attention out as matrix products; the counter does not know every fused CPU kernel.
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+    with evaluating(model), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         model(input_ids=inputs, attention_mask=torch.ones_like(inputs))
-    model.train(was_training)
     return Costs(
         sequence=tokens,
         parameters=model.num_parameters(),

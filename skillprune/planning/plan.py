@@ -87,7 +87,9 @@ class PruningPlan:
             raise PlanMismatch("the plan's kept neurons and its widths name different stacks or layers")
         for stack, layers in self.keep.items():
             for layer, (kept, width) in enumerate(zip(layers, self.width_before[stack], strict=True)):
-                if list(kept) != sorted(set(kept)) or not all(0 <= neuron < width for neuron in kept):
+                # type, not isinstance: JSON's true and 0.5 are no indices.
+                valid = all(type(neuron) is int and 0 <= neuron < width for neuron in kept)
+                if not valid or list(kept) != sorted(set(kept)):
                     raise PlanMismatch(f"{stack} layer {layer}: kept indices must be sorted, unique and below {width}")
 
     @property
@@ -142,5 +144,5 @@ def load_plan(path: Path) -> PruningPlan:
     """
     try:
         return plan_from_json(path.read_text(encoding="utf-8"), str(path))
-    except OSError as missing:
-        raise PlanMismatch(f"{path}: cannot be read ({missing.strerror})") from missing
+    except (OSError, UnicodeDecodeError) as missing:
+        raise PlanMismatch(f"{path}: cannot be read ({missing})") from missing

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from skillprune.activations import evaluating
 from skillprune.data import Batch
 from skillprune.families import FFN, by_stack, find_ffns
 from skillprune.planning import PruningPlan
@@ -73,14 +74,14 @@ def prune_and_repair_(
     """
     ffns = find_ffns(model)
     check_plan(ffns, plan)
-    model.eval()
     stacks = by_stack(ffns)
-    dense = {name: trace(model, layers, batches, progress) for name, layers in stacks.items()}
     errors: list[LayerError] = []
-    for number, (name, layers) in enumerate(stacks.items()):
-        # The first stack is still untouched, so the pruned network enters it with what the dense one did.
-        pruned = dense[name] if number == 0 else trace(model, layers, batches, progress)
-        errors += _repair_stack(layers, plan.keep[name], dense[name], pruned, batches, method, ridge, progress)
+    with evaluating(model):
+        dense = {name: trace(model, layers, batches, progress) for name, layers in stacks.items()}
+        for number, (name, layers) in enumerate(stacks.items()):
+            # The first stack is still untouched, so the pruned network enters it with what the dense one did.
+            pruned = dense[name] if number == 0 else trace(model, layers, batches, progress)
+            errors += _repair_stack(layers, plan.keep[name], dense[name], pruned, batches, method, ridge, progress)
     record_widths_(model)
     return tuple(errors)
 

@@ -40,7 +40,7 @@ def least_squares(moments: Moments, weight: Tensor, bias: Tensor | None, keep: T
     """Fits the kept columns to the target by ridge regression towards their old values.
 
     Minimises ``||A_K V^T + 1 c^T - Y||^2 + lambda ||V - W_K||^2``, where ``lambda = ridge * mean(diag(A_K^T A_K))``.
-    With a bias the moments are centred and the intercept is free, without one there is no intercept. The target is what
+    With a bias all moments are centred and the intercept is free, without one there is no intercept. The target is what
     the dense network adds to the residual stream, as in K-prune (Park et al., arXiv 2308.03449), here with ridge.
     """
     gram, cross = moments.gram[keep][:, keep], moments.cross[keep]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -54,9 +54,7 @@ def score_neurons(
         UnsupportedArchitecture: the model has no row in the family table.
     """
     ffns = find_ffns(model)
-    labels = label_names(model)
-    settings = Settings(position, labels, _class_counts(data, len(labels)), provenance.seed)
-    workers = [CRITERIA[name](ffns, settings) for name in criteria]
+    workers = prepare_criteria(model, data, criteria, position, provenance.seed)
     for split in ("calibration", "validation"):
         readers = [worker for worker in workers if split in worker.reads]
         if readers:
@@ -69,6 +67,20 @@ def score_neurons(
         )
         for worker in workers
     )
+
+
+def prepare_criteria(
+    model: PreTrainedModel, data: ScoringData, criteria: Sequence[str], position: Position, seed: int
+) -> list[Criterion]:
+    """Fresh criteria for a model and its data; nothing is run, so this also serves to refuse unusable data early.
+
+    Raises:
+        DataError: a criterion needs a class that a split does not have.
+        UnsupportedArchitecture: the model has no row in the family table.
+    """
+    ffns, labels = find_ffns(model), label_names(model)
+    settings = Settings(position, labels, _class_counts(data, len(labels)), seed)
+    return [CRITERIA[name](ffns, settings) for name in criteria]
 
 
 def _stream(
@@ -88,6 +100,7 @@ def _stream(
 
 def _class_counts(data: ScoringData, classes: int) -> dict[Split, tuple[int, ...]]:
     def count(batches: Sequence[Batch]) -> tuple[int, ...]:
-        return tuple(torch.bincount(torch.cat([batch.labels for batch in batches]), minlength=classes).tolist())
+        labels = np.array([label for batch in batches for label in batch.labels.tolist()], dtype=np.int64)
+        return tuple(np.bincount(labels, minlength=classes).tolist())
 
     return {"calibration": count(data.calibration), "validation": count(data.validation)}

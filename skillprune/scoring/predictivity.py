@@ -54,6 +54,8 @@ class Predictivity(Criterion):
     def update(self, split: Split, ffn: FFN, activations: Tensor, batch: Batch) -> None:
         """Calibration adds to the class means, validation to the accuracies of every class test."""
         pooled = pool(activations, batch, self.settings.position).double()
+        if not bool(pooled.isfinite().all()):
+            raise DataError(f"predictivity: the activations of {ffn.stack.name} layer {ffn.layer} are not finite")
         if split == "calibration":
             each = 1.0 / self._counts.to(pooled.device)[batch.labels]
             self._sums[ffn.site].means.index_add_(0, batch.labels, pooled * each.unsqueeze(1))
@@ -81,6 +83,8 @@ class Predictivity(Criterion):
 
 
 def _refuse_missing_classes(settings: Settings) -> None:
+    if len(settings.labels) < 2:
+        raise DataError("predictivity needs a classifier with two classes or more")
     for split, counts in settings.class_counts.items():
         missing = [label for label, count in zip(settings.labels, counts, strict=True) if count == 0]
         if missing:

@@ -82,16 +82,15 @@ class NeuronScores:
     def compare(self, other: NeuronScores) -> dict[str, tuple[float, ...]]:
         """Spearman rank correlation with other scores of the same model, per stack and layer.
 
+        Not a number where one of the two gives every neuron of a layer the same score.
+
         Raises:
             PlanMismatch: the two describe different widths.
         """
         if self.widths != other.widths:
             raise PlanMismatch(f"scores of widths {self.widths} cannot be compared with {other.widths}")
         return {
-            stack: tuple(
-                float(spearmanr(mine, theirs).statistic)
-                for mine, theirs in zip(layers, other.values[stack], strict=True)
-            )
+            stack: tuple(_rank_correlation(*pair) for pair in zip(layers, other.values[stack], strict=True))
             for stack, layers in self.values.items()
         }
 
@@ -110,16 +109,23 @@ def ranking(vector: Vector) -> NDArray[np.int64]:
     return np.argsort(-vector, kind="stable").astype(np.int64)
 
 
+def _rank_correlation(first: Vector, second: Vector) -> float:
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return float("nan")
+    return float(spearmanr(first, second).statistic)
+
+
 def save_scores(scores: Sequence[NeuronScores], path: Path) -> None:
     """Writes scores of one model, one tensor per criterion, stack and layer; what they are stands in the header."""
     tensors = {
-        f"{score.criterion}/{stack}/{layer}": vector
+        f"{score.criterion}/{stack}/{layer}": np.ascontiguousarray(vector)
         for score in scores
         for stack, layers in score.values.items()
         for layer, vector in enumerate(layers)
     }
     header = {score.criterion: json.dumps(asdict(score.provenance)) for score in scores}
-    save_file(tensors, path, metadata={"format": "skillprune-scores-1", **header})
+    order = json.dumps([score.criterion for score in scores])
+    save_file(tensors, path, metadata={"format": "skillprune-scores-1", "criteria": order, **header})
 
 
 def load_scores(path: Path) -> tuple[NeuronScores, ...]:
@@ -133,7 +139,9 @@ def load_scores(path: Path) -> tuple[NeuronScores, ...]:
             header = dict(file.metadata() or {})
             if header.pop("format", "") != "skillprune-scores-1":
                 raise DataError(f"{path} is a safetensors file, but not one that skillprune wrote scores to")
-            return tuple(_read(file, criterion, json.loads(text)) for criterion, text in header.items())
+            # The header is an unordered map, so the order of the criteria is written down.
+            names = json.loads(header["criteria"])
+            return tuple(_read(file, name, json.loads(header[name])) for name in names)
     except (OSError, SafetensorError) as broken:
         raise DataError(f"{path} cannot be read as scores: {broken}") from broken
 

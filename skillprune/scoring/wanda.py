@@ -31,9 +31,10 @@ class Wanda(Criterion):
         }
 
     def update(self, split: Split, ffn: FFN, activations: Tensor, batch: Batch) -> None:
-        """Adds the batch's sum of squares over real tokens, in float64."""
+        """Adds the batch's sum of squares over real tokens, in float32 at least; over batches in float64."""
         tokens = activations[batch.mask]
-        self._squares[ffn.site] += torch.linalg.vector_norm(tokens, dim=0).double().square()
+        dtype = torch.promote_types(tokens.dtype, torch.float32)
+        self._squares[ffn.site] += torch.linalg.vector_norm(tokens, dim=0, dtype=dtype).double().square()
 
     def finish(self, ffn: FFN) -> NDArray[np.float64]:
         """Scores ``(neurons,)``."""

@@ -1,0 +1,127 @@
+"""How much of the time that FFN pruning can save is really saved, in ONNX Runtime on this machine.
+
+share = (t_dense - t_pruned) / (t_dense - t_without_ffn) / (share of FFN multiply-accumulates removed)
+
+where t_without_ffn is the same graph with every FFN replaced by the bias of its down projection. All files are timed in
+the same interleaved rounds; the interval is a bootstrap over rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from provenance import minilm_recipe, write_result
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from skillprune import export_onnx, load_source, plan_pruning, prune_
+from skillprune.benchmark import Subject, measure_latency
+from skillprune.families import find_ffns
+from skillprune.pipeline.inputs import random_inputs
+from skillprune.scoring import Provenance, ScoringData, score_neurons
+
+SHAPES = [(8, 128), (1, 128), (1, 32)]
+
+
+class Bias(nn.Module):
+    """What is left of an FFN without neurons."""
+
+    def __init__(self, bias: Tensor) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(bias.detach().clone())
+
+    def forward(self, _: Tensor) -> Tensor:
+        """The bias, whatever comes in; tracing drops what nobody reads."""
+        return self.bias
+
+
+def main() -> None:
+    """Exports, times and divides."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--keep", type=float, nargs="+", default=[0.5, 0.25, 0.1])
+    parser.add_argument("--rounds", type=int, default=60)
+    arguments = parser.parse_args()
+    recipe = minilm_recipe()
+    source = load_source(recipe.model, attention="eager")
+
+    def feeds(batch: int, sequence: int, padded: bool = False) -> dict[str, NDArray[np.int64]]:
+        return random_inputs(source.model, source.tokenizer, batch, sequence, seed=0, padded=padded)
+
+    parity = [feeds(2, 16, True), feeds(3, 29, True)]
+    with tempfile.TemporaryDirectory() as folder:
+        subjects, removed = [], {}
+        for keep in arguments.keep:
+            model = load_source(recipe.model, attention="eager").model
+            removed[f"keep {keep:g}"] = prune_by_magnitude(model, keep)
+            subjects.append(export(f"keep {keep:g}", model, parity, folder))
+        dense = export("dense", source.model, parity, folder)
+        limit = export("without FFN", without_ffn(load_source(recipe.model, attention="eager").model), parity, folder)
+        latency = measure_latency(
+            [dense, limit, *subjects], SHAPES, feeds, threads=2, provider="cpu", rounds=arguments.rounds, seed=0
+        )
+    rounds = {(m.subject, m.batch, m.sequence): np.array(m.round_ms) for m in latency.measurements}
+    rows = [
+        share(rounds, name, shape, part, np.random.default_rng(0)) for name, part in removed.items() for shape in SHAPES
+    ]
+    controls = [{"shape": [c.batch, c.sequence], "ok": c.ok, "ratio": c.ratio.value} for c in latency.controls]
+    write_result("ffn-share-minilm", seeds=[0], result={"rows": rows, "controls": controls})
+
+
+def export(name: str, model: PreTrainedModel, parity: list[dict[str, NDArray[np.int64]]], folder: str) -> Subject:
+    """Writes one ONNX file, checked against PyTorch."""
+    path = Path(folder, name.replace(" ", "-"), "model.onnx")
+    export_onnx(model, parity, path)
+    return Subject(name, "fp32", path)
+
+
+def prune_by_magnitude(model: PreTrainedModel, keep: float) -> float:
+    """Slices in place, without data (time does not depend on which neurons go); the share of FFN MACs removed."""
+    (scores,) = score_neurons(
+        model, ScoringData((), ()), criteria=["magnitude"], provenance=Provenance("", "", 0, "mean", 0)
+    )
+    plan = plan_pruning(model, scores, keep_ratio=keep)
+    prune_(model, plan)
+    return 1 - plan.after.ffn_macs / plan.before.ffn_macs
+
+
+def without_ffn(model: PreTrainedModel) -> PreTrainedModel:
+    """Replaces every FFN by the bias of its down projection, in place."""
+    for ffn in find_ffns(model):
+        parent, _, name = ffn.stack.down.rpartition(".")
+        setattr(ffn.block.get_submodule(parent), name, Bias(ffn.down.bias))
+    return model
+
+
+def share(
+    rounds: dict[tuple[str, int, int], NDArray[np.float64]],
+    name: str,
+    shape: tuple[int, int],
+    removed: float,
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    """The realised share with its 95 % interval; medians over the same resampled rounds."""
+    dense, limit, pruned = (rounds[(each, *shape)] for each in ("dense", "without FFN", name))
+    draws = rng.integers(0, len(dense), size=(4000, len(dense)))
+
+    def of(picked: Any) -> Any:
+        d, w, p = (np.median(times[picked], axis=-1) for times in (dense, limit, pruned))
+        return (d - p) / (d - w) / removed
+
+    low, high = np.quantile(of(draws), [0.025, 0.975])
+    everything = np.arange(len(dense))
+    found = {"removed_ffn_macs": removed, "share": float(of(everything)), "low": float(low), "high": float(high)}
+    times = {"dense_ms": dense, "pruned_ms": pruned, "without_ffn_ms": limit}
+    medians = {key: round(float(np.median(value)), 3) for key, value in times.items()}
+    speed = {"speedup": float(np.median(dense / pruned)), "speedup_limit": float(np.median(dense / limit))}
+    line = {"subject": name, "batch": shape[0], "sequence": shape[1], **found, **speed, **medians}
+    print(line, flush=True)
+    return line
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""Where the benchmarks find their model and data, and how they write what they measured: with everything behind it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from skillprune import Recipe, load_recipe
+from skillprune.benchmark import environment
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+MINILM = HERE / "recipes" / "minilm-sst2.yaml"
+
+
+def minilm_recipe(*overrides: str) -> Recipe:
+    """The recipe of MiniLM on SST-2, with some keys overridden."""
+    return load_recipe(MINILM, overrides)
+
+
+def write_result(name: str, *, seeds: list[int], result: dict[str, Any]) -> None:
+    """Writes ``results/NAME.json``: the numbers, the command, the seeds, the machine and the versions."""
+    command = " ".join(["python", os.path.relpath(sys.argv[0], HERE.parent), *sys.argv[1:]])
+    record = {
+        "command": command,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seeds": seeds,
+        "environment": environment(),
+        "result": result,
+    }
+    path = RESULTS / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    print(f"wrote {path.relative_to(HERE.parent)}")

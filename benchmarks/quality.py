@@ -1,0 +1,95 @@
+"""Test accuracy of MiniLM on SST-2 after pruning without training, per criterion, width, repair and seed.
+
+The seed draws the calibration sample; the controls run on the first seed only. Nothing is chosen by what comes out:
+every configuration reads the test split once.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from provenance import minilm_recipe, write_result
+
+from skillprune import load_source, load_splits, make_batches, plan_pruning, prune_and_repair_, resolve_task
+from skillprune.data import Batch, Example
+from skillprune.evaluation import Predictions, accuracy, compare, label_names, predict_split, torch_predictor
+from skillprune.repair import METHODS
+from skillprune.scoring import Provenance, ScoringData, score_neurons
+
+MAIN = [("wanda", 0.5, "least_squares"), ("wanda", 0.25, "least_squares")]
+CONTROLS = [
+    ("wanda", 0.25, "mean"),
+    ("wanda", 0.25, "zero"),
+    *((criterion, 0.25, method) for criterion in ("predictivity", "magnitude", "random") for method in METHODS),
+]
+
+
+def main() -> None:
+    """Runs every arm for every seed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    seeds = parser.parse_args().seeds
+    rows = [row for seed in seeds for row in one_seed(seed, MAIN + CONTROLS if seed == seeds[0] else MAIN)]
+    write_result("quality-minilm-sst2", seeds=seeds, result={"rows": rows, "summary": summary(rows)})
+
+
+def one_seed(seed: int, arms: Sequence[tuple[str, float, str]]) -> list[dict[str, Any]]:
+    """All arms on one calibration sample."""
+    recipe = minilm_recipe()
+    source = load_source(recipe.model)
+    task = resolve_task(recipe.task, label_names(source.model))
+    splits = load_splits(task, examples=recipe.scoring.examples, seed=seed)
+
+    def batches(examples: Sequence[Example]) -> tuple[Batch, ...]:
+        return make_batches(examples, source.tokenizer, max_length=task.max_length, batch_size=32)
+
+    calibration, test = batches(splits.calibration), batches(splits.test)
+    scores = score_neurons(
+        source.model,
+        ScoringData(calibration, batches(splits.validation)),
+        criteria=sorted({criterion for criterion, _, _ in arms}),
+        provenance=Provenance(source.fingerprint, splits.fingerprint(), len(splits.calibration), "mean", seed),
+    )
+    dense = predict_split(torch_predictor(source.model), test)
+    rows = [row(seed, ("none", 1.0, "none"), dense, dense)]
+    for arm in arms:
+        criterion, keep, method = arm
+        model = load_source(recipe.model).model
+        decisive = next(each for each in scores if each.criterion == criterion)
+        prune_and_repair_(model, plan_pruning(model, decisive, keep_ratio=keep), calibration, method=method)
+        rows.append(row(seed, arm, dense, predict_split(torch_predictor(model), test)))
+        print(rows[-1], flush=True)
+    return rows
+
+
+def row(seed: int, arm: tuple[str, float, str], dense: Predictions, pruned: Predictions) -> dict[str, Any]:
+    """One line of the table."""
+    found = compare(dense, pruned, metric="accuracy", seed=seed)
+    return {
+        "seed": seed,
+        **dict(zip(("criterion", "keep_ratio", "repair"), arm, strict=True)),
+        "test_accuracy": accuracy(pruned.labels, pruned.predicted),
+        "difference": found.difference,
+        "ci_low": found.low,
+        "ci_high": found.high,
+        "p_value": found.p_value,
+        "agreement": found.agreement,
+    }
+
+
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean, lowest and highest accuracy per arm over the seeds."""
+    arms = dict.fromkeys((row["criterion"], row["keep_ratio"], row["repair"]) for row in rows)
+    lines = []
+    for arm in arms:
+        found = [r["test_accuracy"] for r in rows if (r["criterion"], r["keep_ratio"], r["repair"]) == arm]
+        named = dict(zip(("criterion", "keep_ratio", "repair"), arm, strict=True))
+        spread = {"mean": sum(found) / len(found), "lowest": min(found), "highest": max(found)}
+        lines.append({**named, "seeds": len(found), **spread})
+    return lines
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,368 @@
+"""Repair against a slow reference: two whole models run from the embeddings again for every layer, and dense lstsq."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from tiny import TINY, VOCABULARY, tiny_batches
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from skillprune.data import Batch
+from skillprune.errors import DataError, PlanMismatch
+from skillprune.families import find_ffns
+from skillprune.planning import Costs, PruningPlan
+from skillprune.repair import METHODS, LayerError, prune_and_repair_
+from skillprune.surgery import prune_
+
+LAYERS, WIDTH = 3, 32
+LENGTHS = (3, 9, 5, 12, 7, 4, 10, 6, 8, 11, 9, 5, 12, 4, 7, 10, 3, 8, 6, 12)  # examples 9 and 19 are held out
+KEEP = (range(0, 32, 2), range(5, 20), (0, 1, 2, 7, 31))
+UNCOUNTED = Costs(0, 0, 0, 0, 0)
+FFN_PATHS = {
+    "bert": ("bert.encoder.layer", "intermediate.dense", "output.dense", "output.LayerNorm"),
+    "roberta": ("roberta.encoder.layer", "intermediate.dense", "output.dense", "output.LayerNorm"),
+    "distilbert": ("distilbert.transformer.layer", "ffn.lin1", "ffn.lin2", "output_layer_norm"),
+}
+Array = NDArray[np.float64]
+Solve = Callable[[Array, Array, Array, "Array | None", Sequence[int]], "tuple[Array, Array | None]"]
+families = pytest.mark.parametrize("family", sorted(TINY))
+
+
+def plan_of(*keep: Sequence[int]) -> PruningPlan:
+    widths = (WIDTH,) * len(keep)
+    return PruningPlan({"encoder": tuple(map(tuple, keep))}, {"encoder": widths}, "test", {}, 1, UNCOUNTED, UNCOUNTED)
+
+
+def model_of(family: str, *, bias: bool = True, **sizes: int) -> PreTrainedModel:
+    """A tiny model in float64, its down projections without bias if asked."""
+    model = TINY[family](**sizes).double()
+    blocks, _, down, _ = FFN_PATHS[family]
+    for block in () if bias else model.get_submodule(blocks):
+        old = block.get_submodule(down)
+        bare = nn.Linear(old.in_features, old.out_features, bias=False, dtype=torch.float64)
+        bare.weight = old.weight
+        block.set_submodule(down, bare)
+    return model
+
+
+def downs(model: PreTrainedModel) -> list[nn.Linear]:
+    blocks, _, down, _ = FFN_PATHS[model.config.model_type]
+    return [block.get_submodule(down) for block in model.get_submodule(blocks)]
+
+
+def observe(model: PreTrainedModel, layer: int, batches: Sequence[Batch]) -> tuple[Array, Array, Array]:
+    """Stacked over real tokens: activations, the stream before the FFN adds to it, and the stream after."""
+    blocks, *paths = FFN_PATHS[model.config.model_type]
+    block = model.get_submodule(blocks)[layer]
+    up, down, norm = (block.get_submodule(path) for path in paths)
+    stacked: dict[nn.Module, list[Tensor]] = {down: [], up: [], norm: []}
+    for batch in batches:
+        calls: dict[nn.Module, list[Tensor]] = {module: [] for module in stacked}
+        handles = [m.register_forward_pre_hook(lambda m, args, calls=calls: calls[m].append(args[0])) for m in stacked]
+        with torch.no_grad():
+            model(**batch.inputs)
+        for handle in handles:
+            handle.remove()
+        for module, rows in stacked.items():
+            rows.append(torch.cat(calls[module], dim=1)[batch.mask])
+    activations, before, after = (torch.cat(rows).numpy() for rows in stacked.values())
+    return activations, before, after
+
+
+def ridge_rows(ridge: float) -> Solve:
+    """Least squares as one dense system: the ridge is extra rows, the intercept an extra column they do not touch."""
+
+    def solve(a: Array, y: Array, w: Array, b: Array | None, kept: Sequence[int]) -> tuple[Array, Array | None]:
+        a, w = a[:, kept], w[:, kept]
+        spread = a - a.mean(axis=0) if b is not None else a
+        root = np.sqrt(ridge * np.mean(np.sum(spread**2, axis=0)))
+        left, right = np.vstack([a, root * np.eye(len(kept))]), np.vstack([y, root * w.T])
+        if b is not None:
+            left = np.hstack([left, np.r_[np.ones(len(a)), np.zeros(len(kept))][:, None]])
+        found = np.linalg.lstsq(left, right, rcond=None)[0]
+        return (found.T, None) if b is None else (found[:-1].T, found[-1])
+
+    return solve
+
+
+def fold_means(a: Array, y: Array, w: Array, b: Array | None, kept: Sequence[int]) -> tuple[Array, Array | None]:
+    gone = [neuron for neuron in range(w.shape[1]) if neuron not in kept]
+    return w[:, kept], None if b is None else b + sum(w[:, neuron] * a[:, neuron].mean() for neuron in gone)
+
+
+def missed(a: Array, y: Array, w: Array, b: Array | None) -> float:
+    found = a @ w.T + (0 if b is None else b)
+    return float(np.sum((found - y) ** 2) / np.sum((y - y.mean(axis=0)) ** 2))
+
+
+def slow_repair(
+    dense: PreTrainedModel, keep: Sequence[Sequence[int]], batches: Sequence[Batch], solve: Solve
+) -> tuple[PreTrainedModel, list[LayerError]]:
+    """Never slices: the pruned neurons' columns become zero in a copy of full width."""
+    student, errors = deepcopy(dense), []
+    held = np.concatenate([(batch.indices % 10 == 9)[:, None].expand_as(batch.mask)[batch.mask] for batch in batches])
+    for layer, kept in enumerate(map(list, keep)):
+        if len(kept) == WIDTH:
+            continue
+        _, _, wanted = observe(dense, layer, batches)
+        a, before, _ = observe(student, layer, batches)
+        y, down = wanted - before, downs(student)[layer]
+        w, b = down.weight.detach().numpy().copy(), None if down.bias is None else down.bias.detach().numpy().copy()
+        new_w, new_b = solve(a[~held], y[~held], w, b, kept)
+        errors.append(
+            LayerError(
+                "encoder",
+                layer,
+                missed(a[held][:, kept], y[held], w[:, kept], b),
+                missed(a[held][:, kept], y[held], new_w, new_b),
+            )
+        )
+        with torch.no_grad():
+            down.weight.zero_()[:, kept] = torch.from_numpy(new_w)
+            if new_b is not None:
+                down.bias.copy_(torch.from_numpy(new_b))
+    return student, errors
+
+
+def logits(model: PreTrainedModel, batches: Sequence[Batch]) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([model(**batch.inputs).logits for batch in batches])
+
+
+def assert_close(model: PreTrainedModel, other: PreTrainedModel, rtol: float = 1e-6) -> None:
+    for (name, found), expected in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=rtol, atol=rtol, msg=lambda text, name=name: f"{name}: {text}")
+
+
+REFERENCES: dict[str, Solve] = {"least_squares": ridge_rows(0.03), "mean": fold_means}
+
+
+@families
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("method", REFERENCES)
+def test_every_layer_is_what_the_slow_reference_finds(family: str, bias: bool, method: str) -> None:
+    dense, batches = model_of(family, bias=bias), tiny_batches(lengths=LENGTHS)
+    expected, expected_errors = slow_repair(dense, KEEP, batches, REFERENCES[method])
+    repaired = deepcopy(dense)
+    errors = prune_and_repair_(repaired, plan_of(*KEEP), batches, method=method, ridge=0.03)
+    for kept, found, wanted in zip(KEEP, downs(repaired), downs(expected), strict=True):
+        torch.testing.assert_close(found.weight, wanted.weight[:, list(kept)], rtol=1e-7, atol=1e-9)
+        if bias:
+            torch.testing.assert_close(found.bias, wanted.bias, rtol=1e-7, atol=1e-9)
+        else:
+            assert found.bias is None
+    assert [(e.stack, e.layer) for e in errors] == [(e.stack, e.layer) for e in expected_errors]
+    np.testing.assert_allclose(
+        [(e.before, e.after) for e in errors], [(e.before, e.after) for e in expected_errors], rtol=1e-7
+    )
+    torch.testing.assert_close(logits(repaired, batches), logits(expected, batches), rtol=1e-7, atol=1e-9)
+
+
+def test_a_chunked_feed_forward_is_repaired_like_a_whole_one() -> None:
+    batches = tiny_batches(lengths=LENGTHS, pad_to=12)
+    whole, chunked = model_of("bert"), model_of("bert", chunk=4)
+    for model in (whole, chunked):
+        prune_and_repair_(model, plan_of(*KEEP), batches)
+    assert_close(chunked, whole, rtol=1e-9)
+
+
+@families
+@pytest.mark.parametrize("layer", range(LAYERS))
+def test_an_endless_ridge_folds_the_mean_where_nothing_below_was_cut(family: str, layer: int) -> None:
+    # Further up the intercept also carries the mean error of the layers below, which the mean fold leaves alone.
+    keep: list[Sequence[int]] = [range(WIDTH)] * LAYERS
+    keep[layer] = KEEP[layer]
+    folded, fitted, batches = model_of(family), model_of(family), tiny_batches(lengths=LENGTHS)
+    prune_and_repair_(folded, plan_of(*keep), batches, method="mean")
+    prune_and_repair_(fitted, plan_of(*keep), batches, method="least_squares", ridge=1e12)
+    assert_close(fitted, folded, rtol=1e-9)
+    assert not torch.allclose(downs(folded)[layer].bias, downs(model_of(family))[layer].bias, atol=1e-3)
+
+
+@families
+def test_zero_is_prune(family: str) -> None:
+    sliced, repaired = TINY[family](), TINY[family]()
+    prune_(sliced, plan_of(*KEEP))
+    errors = prune_and_repair_(repaired, plan_of(*KEEP), tiny_batches(lengths=LENGTHS), method="zero")
+    assert_close(repaired, sliced, rtol=0)
+    assert repaired.config.to_dict() == sliced.config.to_dict()
+    assert all(error.before == error.after > 0 for error in errors)
+
+
+@families
+@pytest.mark.parametrize("method", METHODS)
+def test_keeping_everything_changes_nothing(family: str, method: str) -> None:
+    model, batches = TINY[family](), tiny_batches()
+    expected = logits(model, batches)
+    assert prune_and_repair_(model, plan_of(*[range(WIDTH)] * LAYERS), batches, method=method) == ()
+    assert_close(model, TINY[family](), rtol=0)
+    torch.testing.assert_close(logits(model, batches), expected, rtol=0, atol=1e-5)
+
+
+@families
+def test_a_layer_that_keeps_everything_is_untouched(family: str) -> None:
+    model, dense = TINY[family](), TINY[family]()
+    errors = prune_and_repair_(model, plan_of(KEEP[0], range(WIDTH), KEEP[2]), tiny_batches(lengths=LENGTHS))
+    blocks = FFN_PATHS[family][0]
+    assert_close(model.get_submodule(blocks)[1], dense.get_submodule(blocks)[1], rtol=0)
+    assert [error.layer for error in errors] == [0, 2]
+
+
+@families
+def test_the_width_is_recorded_where_layers_agree(family: str) -> None:
+    model = TINY[family]()
+    prune_and_repair_(model, plan_of(*[range(8)] * LAYERS), tiny_batches())
+    assert getattr(model.config, find_ffns(model)[0].stack.width_attribute) == 8
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.sampled_from(sorted(TINY)),
+    st.lists(st.sets(st.integers(0, WIDTH - 1), min_size=1), min_size=LAYERS, max_size=LAYERS),
+    st.sampled_from([1e-6, 0.01, 1.0, 100.0]),
+    st.booleans(),
+)
+def test_least_squares_never_misses_more_than_slicing_does(
+    family: str, keep: list[set[int]], ridge: float, bias: bool
+) -> None:
+    batches = tiny_batches(lengths=LENGTHS[:9])  # none is held out, so the error is that of the fit itself
+    errors = prune_and_repair_(model_of(family, bias=bias), plan_of(*map(sorted, keep)), batches, ridge=ridge)
+    assert all(error.after <= error.before * (1 + 1e-9) for error in errors)
+
+
+@families
+@pytest.mark.parametrize("method", ["mean", "least_squares"])
+def test_padding_never_counts(family: str, method: str) -> None:
+    plain, padded = model_of(family), model_of(family)
+    batches = tiny_batches(lengths=LENGTHS)
+    junk = []
+    for batch in tiny_batches(lengths=LENGTHS, pad_to=30):
+        noise = torch.randint(3, VOCABULARY, batch.mask.shape, generator=torch.Generator().manual_seed(1))
+        ids = torch.where(batch.mask, batch.inputs["input_ids"], noise)
+        junk.append(replace(batch, inputs={**batch.inputs, "input_ids": ids}))
+    expected = prune_and_repair_(plain, plan_of(*KEEP), batches, method=method)
+    found = prune_and_repair_(padded, plan_of(*KEEP), junk, method=method)
+    assert_close(padded, plain, rtol=1e-9)
+    np.testing.assert_allclose([e.after for e in found], [e.after for e in expected], rtol=1e-9)
+
+
+@families
+@pytest.mark.parametrize(
+    "batching",
+    [{"batch_size": 1}, {"batch_size": 20}, {"batch_size": 7, "order": (*range(1, 20, 2), *range(0, 20, 2))}],
+)
+def test_batch_size_and_order_do_not_matter(family: str, batching: dict[str, Any]) -> None:
+    first, second = model_of(family), model_of(family)
+    expected = prune_and_repair_(first, plan_of(*KEEP), tiny_batches(lengths=LENGTHS))
+    found = prune_and_repair_(second, plan_of(*KEEP), tiny_batches(lengths=LENGTHS, **batching))
+    assert_close(second, first, rtol=1e-6)
+    np.testing.assert_allclose([e.after for e in found], [e.after for e in expected], rtol=1e-6)
+
+
+def test_held_out_examples_shape_nothing() -> None:
+    some, all_of_them = model_of("bert"), model_of("bert")
+    batches = tiny_batches(lengths=LENGTHS, order=[number for number in range(20) if number % 10 != 9])
+    without = prune_and_repair_(some, plan_of(*KEEP), batches)
+    measured = prune_and_repair_(all_of_them, plan_of(*KEEP), tiny_batches(lengths=LENGTHS))
+    assert_close(some, all_of_them, rtol=1e-9)
+    assert [e.after for e in without] != pytest.approx([e.after for e in measured], rel=1e-3)
+
+
+@families
+def test_repaired_is_nearer_to_dense_than_sliced(family: str) -> None:
+    dense, sliced, repaired = TINY[family](), TINY[family](), TINY[family]()
+    prune_(sliced, plan_of(*KEEP))
+    prune_and_repair_(repaired, plan_of(*KEEP), tiny_batches(lengths=LENGTHS * 5))
+    unseen = tiny_batches(lengths=LENGTHS * 3, seed=1)
+    expected = logits(dense, unseen)
+    far, near = (float((logits(model, unseen) - expected).square().mean()) for model in (sliced, repaired))
+    assert near < far / 2
+
+
+@families
+def test_the_cost_is_linear_in_depth(family: str) -> None:
+    batches, per_layer = tiny_batches(), set()
+    for layers in (2, 4, 8):
+        model = TINY[family](layers=layers)
+        calls = [0] * layers
+        for layer, block in enumerate(model.get_submodule(FFN_PATHS[family][0])):
+
+            def count(*_: Any, layer: int = layer, calls: list[int] = calls) -> None:
+                calls[layer] += 1
+
+            block.register_forward_hook(count)
+        prune_and_repair_(model, plan_of(*[range(8)] * layers), batches)
+        per_layer |= set(calls)
+    assert len(per_layer) == 1
+    assert per_layer.pop() <= 4 * len(batches)
+
+
+@pytest.mark.parametrize("ridge", [0.01, 1e-4])
+def test_nearly_collinear_neurons_do_not_blow_up(ridge: float) -> None:
+    # What data cannot tell apart the ridge leaves apart as it was: the difference of twins' columns.
+    model = model_of("bert")
+    with torch.no_grad():
+        for ffn in find_ffns(model):
+            ffn.up.weight[1::2] = ffn.up.weight[::2] * (1 + 1e-9)
+            ffn.up.bias[1::2] = ffn.up.bias[::2]
+    apart = [down.weight[:, :12:2] - down.weight[:, 1:12:2] for down in downs(model)]
+    errors = prune_and_repair_(model, plan_of(*[range(12)] * LAYERS), tiny_batches(lengths=LENGTHS[:9]), ridge=ridge)
+    assert all(error.after < error.before for error in errors)
+    for before, down in zip(apart, downs(model), strict=True):
+        torch.testing.assert_close(down.weight[:, ::2] - down.weight[:, 1::2], before, rtol=0, atol=1e-4)
+
+
+def test_dead_neurons_keep_their_weights() -> None:
+    model, dead = model_of("bert"), [0, 2, 3]
+    with torch.no_grad():
+        for ffn in find_ffns(model):
+            ffn.up.weight[dead], ffn.up.bias[dead] = 0, -100.0
+    old = [down.weight.clone() for down in downs(model)]
+    errors = prune_and_repair_(model, plan_of(*[(0, 1, 2, 9, 20)] * LAYERS), tiny_batches(lengths=LENGTHS))
+    assert all(error.after < error.before for error in errors)
+    for before, down in zip(old, downs(model), strict=True):
+        torch.testing.assert_close(down.weight[:, [0, 2]], before[:, [0, 2]], rtol=1e-9, atol=0)
+
+
+def test_fewer_tokens_than_neurons_and_no_ridge_to_speak_of(caplog: pytest.LogCaptureFixture) -> None:
+    model, batches = model_of("bert"), tiny_batches(lengths=(5, 4))
+    with caplog.at_level(logging.WARNING, logger="skillprune"):
+        errors = prune_and_repair_(model, plan_of(*[range(30)] * LAYERS), batches, ridge=1e-30)
+    assert "nearly collinear" in caplog.text
+    assert all(error.after < 1e-6 < error.before for error in errors)  # more unknowns than equations: the fit is exact
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+
+
+def test_a_layer_without_neurons_becomes_the_mean_of_what_it_should_write() -> None:
+    model, batches = model_of("bert"), tiny_batches(lengths=LENGTHS[:9])
+    _, before, after = observe(model, 0, batches)
+    prune_and_repair_(model, plan_of((), *[range(WIDTH)] * (LAYERS - 1)), batches)
+    np.testing.assert_allclose(downs(model)[0].bias.detach().numpy(), (after - before).mean(axis=0), rtol=1e-9)
+
+
+def test_a_plan_for_another_model_is_refused_and_nothing_changes() -> None:
+    model = TINY["bert"](width=24)
+    with pytest.raises(PlanMismatch, match=r"32, 32, 32.*24, 24, 24"):
+        prune_and_repair_(model, plan_of(*KEEP), tiny_batches())
+    assert_close(model, TINY["bert"](width=24), rtol=0)
+
+
+@pytest.mark.timeout(20)
+def test_what_cannot_be_fitted_is_refused() -> None:
+    broken = TINY["bert"]()
+    with torch.no_grad():
+        find_ffns(broken)[0].up.bias[0] = float("nan")
+    for model, batches in ((TINY["bert"](), ()), (broken, tiny_batches())):
+        with pytest.raises(DataError):
+            prune_and_repair_(model, plan_of(*KEEP), batches)
