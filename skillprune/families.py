@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from skillprune.errors import UnsupportedArchitecture
 
@@ -102,6 +102,17 @@ FAMILIES: dict[str, tuple[Stack, ...]] = {
     "roberta": (_BERT_ENCODER,),
 }
 """Rows by ``config.model_type``. A new plain architecture is one row here and one tiny model in the tests."""
+
+_POSITIONS_AFTER_PADDING = {"roberta"}
+# Their position ids start behind the padding id, so the table is longer than the inputs may be.
+
+
+def position_limit(config: PretrainedConfig) -> int | None:
+    """The longest input in tokens that the model's position table allows; none where it has no table."""
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    if positions is not None and config.model_type in _POSITIONS_AFTER_PADDING:
+        positions -= config.pad_token_id + 1
+    return positions
 
 
 def base_model(model: PreTrainedModel) -> nn.Module:

@@ -18,8 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import torch
 import yaml
+from safetensors.numpy import load_file
 from tiny import PAD, POSITIONS, VOCABULARY, tiny_bert
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -98,7 +101,7 @@ def make_model(seed: int = 4) -> PreTrainedModel:
 
 
 def set_up(folder: Path, **sections: Any) -> Path:
-    """Writes model, data and recipe into ``folder`` and returns the recipe's path; ``sections`` as in `write_recipe`."""
+    """Writes model, data and recipe into ``folder``, returns the recipe's path; ``sections`` as for `write_recipe`."""
     model, tokenizer = make_model(), make_tokenizer()
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
@@ -109,7 +112,8 @@ def set_up(folder: Path, **sections: Any) -> Path:
             answers = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits.argmax(dim=1).tolist()
         # Every fifth label contradicts the dense model, so that no accuracy is 0 or 1.
         labels = [answer ^ (number % 5 == 0) for number, answer in enumerate(answers)]
-        write_csv(folder / "data" / f"{split}.csv", [(text, LABELS[label]) for text, label in zip(texts, labels)])
+        names = [LABELS[label] for label in labels]
+        write_csv(folder / "data" / f"{split}.csv", list(zip(texts, names, strict=True)))
     return write_recipe(folder, **sections)
 
 
@@ -164,10 +168,12 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def invoke(*arguments: object) -> Output:
-    """Runs the command line in this process; a traceback that would be printed stands in ``err``."""
+    """Runs the command line in this process; the end of a traceback that would be printed stands in ``err``."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     error = result.exception
-    trace = [] if error is None or isinstance(error, SystemExit) else traceback.format_exception(error)
+    if error is None or isinstance(error, SystemExit):
+        return Output(result.exit_code, result.stdout, result.stderr)
+    trace = traceback.format_exception(type(error), error, error.__traceback__, limit=-2)
     return Output(result.exit_code, result.stdout, result.stderr + "".join(trace))
 
 
@@ -187,3 +193,41 @@ def spawn(*arguments: object, cwd: Path) -> Output:
     """Runs the command line as a process in the directory ``cwd``."""
     done = subprocess.run(command(*arguments), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=300)
     return Output(done.returncode, done.stdout, done.stderr)
+
+
+def times(folder: Path) -> dict[str, int]:
+    """When every file below a folder was last written, in nanoseconds."""
+    return {name: (folder / name).stat().st_mtime_ns for name in tree(folder)}
+
+
+def assert_whole(output: Path) -> None:
+    """No temporary file is left, every file can be read to its end, and no stage claims files that are not there."""
+    files = tree(output)
+    hidden = [name for name in files if any(part.startswith(".") for part in Path(name).parts)]
+    assert all(name.startswith(".stages/") for name in hidden), hidden
+    for name in files:
+        path = output / name
+        if path.suffix == ".json":
+            json.loads(path.read_text(encoding="utf-8"))
+        elif path.suffix == ".safetensors":
+            assert load_file(path)
+        elif path.suffix == ".onnx":
+            onnx.checker.check_model(str(path), full_check=True)
+    for stage, left in (("score", "scores.safetensors"), ("plan", "plan.json"), ("export", "onnx/fp32/model.onnx")):
+        assert f".stages/{stage}.json" not in files or left in files
+    if (output / "model").exists():
+        assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(tree(output / "model"))
+
+
+def assert_same_results(output: Path, reference: Path) -> None:
+    """Everything that does not depend on the clock is equal."""
+    assert tree(output).keys() == tree(reference).keys()
+    assert (output / "plan.json").read_bytes() == (reference / "plan.json").read_bytes()
+    for name in ("scores.safetensors", "model/model.safetensors"):
+        found, expected = load_file(output / name), load_file(reference / name)
+        assert found.keys() == expected.keys()
+        for key, array in found.items():
+            np.testing.assert_allclose(array, expected[key], rtol=1e-4, atol=1e-5)
+    mine, other = read_json(output / "report.json"), read_json(reference / "report.json")
+    for section in ("model", "task", "quality"):
+        assert mine[section] == other[section]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 import yaml
 from runs import (
@@ -19,16 +20,20 @@ from runs import (
     ROOT,
     WIDTH,
     Finished,
+    Output,
+    assert_same_results,
+    assert_whole,
     command,
     environment,
     finished,
     invoke,
+    make_model,
     read_json,
     set_up,
     spawn,
     tree,
 )
-from test_run_directory import assert_same_results, assert_whole
+from safetensors.numpy import load_file
 
 import skillprune
 from skillprune.errors import RecipeError
@@ -119,16 +124,34 @@ def test_every_stage_prints_its_value(stages: dict[str, tuple[str, dict[str, byt
     assert {"1 x 8", "2 x 16"} <= {" ".join(found.split()) for found in re.findall(r"\d+ x \d+", stages["bench"][0])}
 
 
-def test_json_is_one_object_on_stdout_and_progress_is_on_stderr(tmp_path: Path) -> None:
-    """From nothing, as a process, with the output directory left to its default."""
-    recipe = set_up(tmp_path, scoring={"examples": 24, "batch_size": 8})
-    said = spawn("run", recipe.name, "--json", cwd=tmp_path)
+@pytest.fixture(scope="module")
+def everything_kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Output]:
+    """A run that keeps all neurons: from nothing, as a process, with the output directory left to its default."""
+    folder = tmp_path_factory.mktemp("everything")
+    recipe = set_up(folder, plan={"keep_ratio": 1.0, "round_to": 8}, repair={"method": "zero"})
+    return folder / "runs" / "recipe", spawn("run", recipe.name, "--json", cwd=folder)
+
+
+def test_json_is_one_object_on_stdout_and_progress_is_on_stderr(everything_kept: tuple[Path, Output]) -> None:
+    output, said = everything_kept
     report = json.loads(said.out)
-    assert report == read_json(tmp_path / "runs" / "recipe" / "report.json")
+    assert report == read_json(output / "report.json")
     assert said.code == (0 if report["verdict"]["ok"] else 1)
     for work in ("scoring (calibration)", "export", "measuring 2 x 16", "test (onnx)"):
         assert any(line.startswith(work) for line in said.err.splitlines()), said.err
     assert "error" not in said.err
+
+
+def test_keeping_everything_is_legal_and_changes_nothing(everything_kept: tuple[Path, Output]) -> None:
+    output, said = everything_kept
+    report = json.loads(said.out)
+    assert not any("smaller" in reason for reason in report["verdict"]["reasons"])
+    assert report["model"]["parameters_after"] == report["model"]["parameters_before"]
+    assert report["quality"]["difference"] == 0 and report["quality"]["agreement"] == 1
+    dense, found = make_model().state_dict(), load_file(output / "model" / "model.safetensors")
+    assert found.keys() <= dense.keys()
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, dense[name].numpy())
 
 
 def test_run_prints_the_verdict_and_where_everything_is(done: Finished) -> None:

@@ -331,14 +331,3 @@ def test_a_fresh_process_loads_uneven_widths_after_import_skillprune(uneven: tup
     assert said.returncode == 0, said.stderr
     parameters = uneven[0].report["model"]["parameters_after"]
     assert said.stdout.split() == [str(WIDTH), str(KEPT), str(KEPT), str(parameters)]
-
-
-def test_keeping_everything_is_legal_and_changes_nothing(tmp_path: Path) -> None:
-    recipe = set_up(tmp_path, plan={"keep_ratio": 1.0, "round_to": 8}, repair={"method": "zero"})
-    report = skillprune.run(skillprune.load_recipe(recipe), tmp_path / "out")
-    assert not any("smaller" in reason for reason in report.verdict.reasons)
-    assert report.model.parameters_after == report.model.parameters_before
-    assert report.quality.difference == 0 and report.quality.agreement == 1
-    dense = make_model().state_dict()
-    for name, array in weights(tmp_path / "out").items():
-        np.testing.assert_array_equal(array, dense[name].numpy())

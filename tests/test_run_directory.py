@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import LABELS, VIEWS, Finished, finished, invoke, make_model, read_csv, read_json, set_up, tree, write_csv
-from runs import write_recipe
-from safetensors.numpy import load_file
+from runs import (
+    LABELS,
+    VIEWS,
+    Finished,
+    assert_whole,
+    finished,
+    invoke,
+    make_model,
+    read_csv,
+    read_json,
+    set_up,
+    times,
+    tree,
+    write_csv,
+    write_recipe,
+)
 
 import skillprune
-from skillprune.errors import OutputError, ResourceFailure, SkillPruneError
+from skillprune.errors import OutputError, SkillPruneError
 from skillprune.pipeline import STAGES, Run
-from skillprune.pipeline.directory import RunDirectory, replacing, write_text
-from skillprune.progress import silent
+from skillprune.pipeline.directory import RunDirectory, write_text
 
 DEMO = skillprune.Recipe.model_validate({"model": "builtin:reviews-tiny", "task": {"data": "builtin:reviews"}})
 NAMES = ("score", "plan", "prune", "export", "bench", "test")
@@ -43,54 +52,6 @@ def carry_out(folder: Path, stage: str = "plan", *, cache: bool = True) -> dict[
     run = Run(skillprune.load_recipe(folder / "recipe.yaml"), folder / "out", cache=cache)
     STAGES[stage](run)
     return {record.name: record.cached for record in run.directory.records}
-
-
-def times(folder: Path) -> dict[str, int]:
-    return {name: (folder / name).stat().st_mtime_ns for name in tree(folder)}
-
-
-def assert_whole(output: Path) -> None:
-    """No temporary file is left, every file can be read to its end, and no stage claims files that are not there."""
-    files = tree(output)
-    hidden = [name for name in files if any(part.startswith(".") for part in Path(name).parts)]
-    assert all(name.startswith(".stages/") for name in hidden), hidden
-    for name in files:
-        path = output / name
-        if path.suffix == ".json":
-            json.loads(path.read_text(encoding="utf-8"))
-        elif path.suffix == ".safetensors":
-            assert load_file(path)
-        elif path.suffix == ".onnx":
-            onnx.checker.check_model(str(path), full_check=True)
-    for stage, left in (("score", "scores.safetensors"), ("plan", "plan.json"), ("export", "onnx/fp32/model.onnx")):
-        assert f".stages/{stage}.json" not in files or left in files
-    if (output / "model").exists():
-        assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(tree(output / "model"))
-
-
-def assert_same_results(output: Path, reference: Path) -> None:
-    """Everything that does not depend on the clock is equal."""
-    assert tree(output).keys() == tree(reference).keys()
-    assert (output / "plan.json").read_bytes() == (reference / "plan.json").read_bytes()
-    for name in ("scores.safetensors", "model/model.safetensors"):
-        found, expected = load_file(output / name), load_file(reference / name)
-        assert found.keys() == expected.keys()
-        for key, array in found.items():
-            np.testing.assert_allclose(array, expected[key], rtol=1e-4, atol=1e-5)
-    mine, other = read_json(output / "report.json"), read_json(reference / "report.json")
-    for section in ("model", "task", "quality"):
-        assert mine[section] == other[section]
-
-
-class Interrupted:
-    """A progress callback that presses Ctrl-C when a piece of work has come so far."""
-
-    def __init__(self, what: str, done: int) -> None:
-        self.point = (what, done)
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if (what, done) == self.point:
-            raise KeyboardInterrupt
 
 
 def test_a_second_run_does_nothing_again(done: Finished) -> None:
@@ -261,96 +222,3 @@ def test_creating_a_run_writes_nothing(folder: Path) -> None:
     before = tree(folder)
     Run(skillprune.load_recipe(folder / "recipe.yaml"), folder / "out").predict()
     assert tree(folder) == before
-
-
-@pytest.mark.parametrize("kind", ["file", "directory"])
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError(), OSError(28, "No space left on device")])
-def test_a_failed_replacement_leaves_the_old_one(tmp_path: Path, kind: str, error: BaseException) -> None:
-    path = tmp_path / "thing"
-
-    def fill(fresh: Path, text: str) -> None:
-        if kind == "directory":
-            fresh.mkdir()
-        (fresh / "inner" if kind == "directory" else fresh).write_text(text, encoding="utf-8")
-
-    with replacing(path) as fresh:
-        fill(fresh, "old")
-    before = tree(tmp_path)
-    with pytest.raises(ResourceFailure if isinstance(error, OSError) else type(error)), replacing(path) as fresh:
-        fill(fresh, "new")
-        raise error
-    assert tree(tmp_path) == before
-    with replacing(path) as fresh:
-        fill(fresh, "newest")
-    assert list(tree(tmp_path).values()) == [b"newest"]
-
-
-@pytest.fixture(scope="module")
-def resumed(done: Finished) -> Iterator[Path]:
-    """A run of the same recipe, interrupted at ever later points and resumed every time, until it is done."""
-    output = done.recipe.parent / "resumed"
-    recipe = skillprune.load_recipe(done.recipe)
-    points = [
-        ("scoring (calibration)", 0),
-        ("scoring (calibration)", 2),
-        ("scoring (validation)", 1),
-        ("repair (embeddings)", 0),
-        ("repair (encoder layer 1)", 1),
-        ("reload in a fresh process", 0),
-        ("export", 0),
-        ("export", 1),
-        ("measuring 1 x 8", 4),
-        ("measuring 2 x 16", 10),
-        ("test (dense)", 0),
-        ("test (onnx)", 1),
-    ]
-    for point in points:
-        with pytest.raises(KeyboardInterrupt):
-            skillprune.run(recipe, output, progress=Interrupted(*point))
-        assert_whole(output)
-        assert not any((output / view).exists() for view in VIEWS), "a report of a run that did not end"
-    skillprune.run(recipe, output)
-    yield output
-    shutil.rmtree(output)
-
-
-def test_an_interrupted_run_ends_like_one_that_was_not(resumed: Path, done: Finished) -> None:
-    assert_whole(resumed)
-    assert_same_results(resumed, done.output)
-    stages = read_json(resumed / "report.json")["stages"]
-    assert {stage["name"]: stage["cached"] for stage in stages} == {name: name != "test" for name in NAMES}
-
-
-def test_without_the_checkpoint_pruning_and_all_after_it_is_done_again(resumed: Path, done: Finished) -> None:
-    before = times(resumed)
-    shutil.rmtree(resumed / "model")
-    report = skillprune.run(skillprune.load_recipe(done.recipe), resumed)
-    assert {stage.name: stage.cached for stage in report.stages} == {name: name in ("score", "plan") for name in NAMES}
-    after = times(resumed)
-    assert after["scores.safetensors"] == before["scores.safetensors"]
-    assert after["onnx/fp32/model.onnx"] > before["onnx/fp32/model.onnx"]
-    assert_same_results(resumed, done.output)
-
-
-def test_a_checkpoint_without_weights_does_not_count_as_done(done: Finished, tmp_path: Path) -> None:
-    """The directory is there, but what makes it a checkpoint is not."""
-    output = tmp_path / "out"
-    shutil.copytree(done.output, output)
-    (output / "model" / "model.safetensors").unlink()
-    run = Run(skillprune.load_recipe(done.recipe), output, progress=Interrupted("repair (embeddings)", 0))
-    with pytest.raises(KeyboardInterrupt):
-        STAGES["prune"](run)
-
-
-def test_an_interrupted_run_object_can_go_on(folder: Path) -> None:
-    """In a notebook the same object is asked again; a half-pruned model must not be taken for the dense one."""
-    run = Run(
-        skillprune.load_recipe(folder / "recipe.yaml"),
-        folder / "out",
-        progress=Interrupted("repair (encoder layer 1)", 1),
-    )
-    with pytest.raises(KeyboardInterrupt):
-        STAGES["prune"](run)
-    run.progress = silent
-    assert len(STAGES["prune"](run)) == 3
-    assert_whole(folder / "out")

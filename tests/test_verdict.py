@@ -16,6 +16,7 @@ from skillprune.recipe import DemandSpec
 
 COSTS = Costs(sequence=32, parameters=1000, ffn_parameters=500, macs=1000, ffn_macs=500)
 SHAPES = ((1, 8), (2, 16))
+QUIET = Ratio(1.0, 0.99, 1.01)
 
 
 def plan(kept: int, width: int = 8) -> PruningPlan:
@@ -38,7 +39,7 @@ def row(subject: str, shape: tuple[int, int], speedup: Ratio) -> Measurement:
     return Measurement(subject, "fp32", "onnxruntime", "cpu", "cpu", *shape, 1, (1.0,) * 10, speedup)
 
 
-def latency(*lows: float, control: Ratio = Ratio(1.0, 0.99, 1.01)) -> Latency:
+def latency(*lows: float, control: Ratio = QUIET) -> Latency:
     """Dense and pruned at every shape; the pruned speed-up intervals start at ``lows``."""
     pairs = zip(SHAPES, lows, strict=True)
     rows = [
@@ -46,7 +47,7 @@ def latency(*lows: float, control: Ratio = Ratio(1.0, 0.99, 1.01)) -> Latency:
         for shape, low in pairs
         for each in (("dense", shape, Ratio(1.0, 1.0, 1.0)), ("pruned", shape, Ratio(low + 0.5, low, low + 1.0)))
     ]
-    controls = (Control(*SHAPES[0], Ratio(1.0, 0.99, 1.01), 10, 0), Control(*SHAPES[1], control, 40, 2))
+    controls = (Control(*SHAPES[0], QUIET, 10, 0), Control(*SHAPES[1], control, 40, 2))
     return Latency(tuple(rows), controls)
 
 

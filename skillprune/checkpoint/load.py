@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from skillprune.demo import reviews_tiny
 from skillprune.errors import CheckpointError, ResourceFailure
+from skillprune.families import position_limit
 from skillprune.progress import Progress, silent
 from skillprune.recipe import ModelSpec
 
@@ -20,6 +23,11 @@ Attention = Literal["eager", "sdpa"]
 """How attention is computed: spelled out, or by PyTorch's fused kernel."""
 
 DEMO = "builtin:reviews-tiny"
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json"),
+    *("spiece.model", "sentencepiece.bpe.model", "bpe.codes"),
+)
+
 _BLOCK = 1 << 20
 
 
@@ -51,7 +59,8 @@ def load_source(spec: ModelSpec, *, attention: Attention = "sdpa", progress: Pro
         progress: told about the demo's training.
 
     Raises:
-        CheckpointError: the directory is not a transformers checkpoint, has no safetensors weights, or no tokenizer.
+        CheckpointError: the directory is not a transformers checkpoint, has no safetensors weights, no tokenizer, or
+            one that does not fit the model.
         ResourceFailure: the hub could not be reached.
     """
     location = str(reviews_tiny(progress)) if spec.name == DEMO else spec.name
@@ -67,8 +76,12 @@ def load_source(spec: ModelSpec, *, attention: Attention = "sdpa", progress: Pro
     except OSError as failed:
         kind = CheckpointError if directory.is_dir() else ResourceFailure
         raise kind(f"model {spec.name!r} cannot be loaded: {_first_line(failed)}") from failed
-    except ValueError as unknown:
-        raise CheckpointError(f"model {spec.name!r} cannot be loaded: {_first_line(unknown)}") from unknown
+    except torch.OutOfMemoryError as full:
+        raise ResourceFailure(f"model {spec.name!r} does not fit into the device's memory") from full
+    except (ValueError, TypeError, RuntimeError, SafetensorError) as unreadable:
+        # What transformers raises for configs it does not know, sizes that do not fit and truncated weights.
+        raise CheckpointError(f"model {spec.name!r} cannot be loaded: {_first_line(unreadable)}") from unreadable
+    _fit_tokenizer_(tokenizer, model)
     stored = getattr(config, "dtype", None)
     return Source(
         model=model,
@@ -107,9 +120,11 @@ def load_classifier(
 
 
 def fingerprint(directory: Path) -> str:
-    """Hash of the names and contents of a checkpoint's config and weights."""
+    """Hash of the names and contents of a checkpoint's config, weights and tokenizer; its other files do not matter."""
     digest = hashlib.sha256()
-    for path in sorted([directory / "config.json", *directory.glob("*.safetensors")]):
+    names = (*TOKENIZER_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
+    present = [path for path in map(directory.joinpath, ("config.json", *names)) if path.is_file()]
+    for path in sorted([*present, *directory.glob("*.safetensors")]):
         digest.update(path.name.encode())
         with path.open("rb") as file:
             while block := file.read(_BLOCK):
@@ -121,14 +136,33 @@ def _refuse_unsafe(directory: Path) -> None:
     if not (directory / "config.json").is_file():
         raise CheckpointError(f"{directory} holds no config.json: it is not a transformers checkpoint")
     if any(directory.glob("*.safetensors")):
+        _refuse_wordless(directory)
         return
     pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in directory.glob(pattern))
     if pickled:
         raise CheckpointError(
             f"{directory} holds pickled weights only ({pickled[0]}); unpickling can run code. Convert it once, where "
-            "you trust it: AutoModel.from_pretrained(DIR).save_pretrained(DIR, safe_serialization=True)"
+            "you trust it: AutoModelForSequenceClassification.from_pretrained(DIR).save_pretrained(DIR)"
         )
     raise CheckpointError(f"{directory} holds no *.safetensors weights")
+
+
+def _fit_tokenizer_(tokenizer: Tokenizer, model: PreTrainedModel) -> None:
+    """Limits the tokenizer to the inputs the model can read.
+
+    Raises:
+        CheckpointError: it has more tokens than the model has embeddings.
+    """
+    rows = model.config.vocab_size
+    if len(tokenizer) > rows:
+        raise CheckpointError(f"the tokenizer has {len(tokenizer)} tokens, the model embeds only {rows}")
+    tokenizer.model_max_length = min(tokenizer.model_max_length, position_limit(model.config) or sys.maxsize)
+
+
+def _refuse_wordless(directory: Path) -> None:
+    # Without these files transformers 5 makes up a tokenizer that knows no word.
+    if not any((directory / name).is_file() for name in TOKENIZER_FILES):
+        raise CheckpointError(f"{directory} holds no tokenizer; there should be one of {', '.join(TOKENIZER_FILES)}")
 
 
 def _digest(*parts: str) -> str:

@@ -45,6 +45,8 @@ def save_pruned(model: PreTrainedModel, tokenizer: Tokenizer, directory: Path, *
         model.config.quantization_config = SkillPruneConfig(widths)
     elif hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
+        # transformers 4.57 notes this beside it, and then cannot write it as JSON.
+        vars(model.config).pop("_pre_quantization_dtype", None)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 

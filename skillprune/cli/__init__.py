@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from skillprune.cli.recipe_commands import recipes_app, schema_command, validate_command
-from skillprune.cli.stages import run_command, stage_command
+from skillprune.cli.stages import report_command, run_command, stage_command
 
 app = typer.Typer(
     name="skillprune",
@@ -27,6 +27,7 @@ for _name, _help in {
     "bench": "Time dense against pruned in ONNX Runtime, after exporting.",
 }.items():
     app.command(_name)(stage_command(_name, _help))
+app.command("report")(report_command)
 app.command("validate")(validate_command)
 app.command("schema")(schema_command)
 app.add_typer(recipes_app, name="recipes")

@@ -40,5 +40,5 @@ def exit_codes(console: Console, *, debug: bool) -> Iterator[None]:
 
 
 def _end(console: Console, message: str, code: int) -> None:
-    console.print(f"error: {message}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"error: {message}", style="bold red", markup=False, emoji=False, highlight=False, soft_wrap=True)
     sys.exit(code)

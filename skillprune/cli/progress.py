@@ -34,9 +34,13 @@ class _Lines:
     def __call__(self, what: str, done: int, total: int) -> None:
         if what not in self._started:
             self._started[what] = time.monotonic()
+            self._print(f"{what} ...")
         if done == total:
             seconds = time.monotonic() - self._started.pop(what)
-            self._console.print(f"{what}: done ({seconds:.1f} s)", highlight=False, markup=False)
+            self._print(f"{what}: done ({seconds:.1f} s)")
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 class _Bars:

@@ -49,6 +49,8 @@ def copy_recipe(
         path = target or Path(f"{name}.yaml")
         if path.exists():
             raise OutputError(f"{path} exists; name another file")
+        if not path.parent.is_dir():
+            raise OutputError(f"{path.parent} is not a directory")
         path.write_text(text, encoding="utf-8")
         _print(f"wrote {path}")
 
@@ -65,4 +67,4 @@ def schema_command() -> None:
 
 
 def _print(text: str) -> None:
-    out.print(text.rstrip(), markup=False, highlight=False, soft_wrap=True)
+    out.print(text.rstrip(), markup=False, emoji=False, highlight=False, soft_wrap=True)

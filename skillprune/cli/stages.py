@@ -61,6 +61,24 @@ def run_command(
             raise typer.Exit(UNMET)
 
 
+def report_command(
+    recipe: RecipePath,
+    output: Output = None,
+    overrides: Overrides = None,
+    no_cache: NoCache = False,
+    debug: Debug = False,
+) -> None:
+    """Write report.json, report.md and the model card, after everything else; prints report.md."""
+    with _prepared(recipe, output, overrides, no_cache, debug) as run:
+        from skillprune.pipeline import report_on
+        from skillprune.report import render_markdown
+
+        report = report_on(run)
+        _print(render_markdown(report))
+        if not report.verdict.ok:
+            raise typer.Exit(UNMET)
+
+
 def stage_command(name: str, help_text: str) -> Any:
     """A command that carries a recipe up to one stage, in the same run directory as ``run``."""
 
@@ -101,4 +119,4 @@ def _prepared(
 
 
 def _print(text: str) -> None:
-    out.print(text, markup=False, highlight=False, soft_wrap=True)
+    out.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)

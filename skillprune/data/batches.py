@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from skillprune.data.examples import Example
-from skillprune.errors import DataError
+from skillprune.errors import DataError, Problem, RecipeError
 
 _SPECIAL = "special_tokens_mask"
 _MASK = "attention_mask"
@@ -59,8 +59,8 @@ def make_batches(
         Batches by rising length; examples of equal length stay in order.
 
     Raises:
-        DataError: ``max_length`` is more than the model allows or leaves no room for text, a text has no tokens, or
-            the tokenizer cannot pad.
+        RecipeError: ``max_length`` is more than the model allows, or leaves no room for text.
+        DataError: a text has no tokens, or the tokenizer cannot pad.
     """
     _check_tokenizer(tokenizer, max_length)
     if not examples:
@@ -74,7 +74,8 @@ def make_batches(
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
     if max_length > tokenizer.model_max_length:
-        raise DataError(f"task.max_length: the model allows {tokenizer.model_max_length} tokens (found {max_length})")
+        wanted = f"the model allows {tokenizer.model_max_length} tokens"
+        raise RecipeError([Problem("task.max_length", str(max_length), wanted)])
     if tokenizer.pad_token is None:
         raise DataError("the checkpoint's tokenizer has no padding token, so texts cannot be batched")
 
@@ -85,7 +86,7 @@ def _encode(
     pairs = len(examples[0].texts) == 2
     room = max_length - tokenizer.num_special_tokens_to_add(pair=pairs)
     if room < len(examples[0].texts):
-        raise DataError(f"task.max_length: leaves no room for text beside the special tokens (found {max_length})")
+        raise RecipeError([Problem("task.max_length", str(max_length), "leaves no room beside the special tokens")])
     columns = [[example.texts[column] for example in examples] for column in range(len(examples[0].texts))]
     encoded: Any = tokenizer(
         *columns, truncation=True, max_length=max_length, padding=False, return_special_tokens_mask=True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from skillprune.activations import evaluating
 from skillprune.errors import ParityError, ResourceFailure, VerificationFailed
 from skillprune.export.artifact import OnnxArtifact
 from skillprune.export.torchscript import OPSET, write_graph
@@ -37,17 +39,19 @@ def export_onnx(model: PreTrainedModel, inputs: Sequence[Arrays], path: Path, *,
         VerificationFailed: ONNX Runtime cannot load the file.
         ResourceFailure: the file could not be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.partial")
+    traced = {name: torch.from_numpy(array).to(model.device) for name, array in inputs[0].items()}
     try:
-        traced = {name: torch.from_numpy(array).to(model.device) for name, array in inputs[0].items()}
-        write_graph(model, traced, fresh)
-        difference, tolerance = check_parity(model, fresh, inputs)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with evaluating(model):
+            write_graph(model, traced, fresh)
+            difference, tolerance = check_parity(model, fresh, inputs)
         os.replace(fresh, path)
     except OSError as failed:
         raise ResourceFailure(f"{path} could not be written: {failed}") from failed
     finally:
-        fresh.unlink(missing_ok=True)
+        with suppress(OSError):
+            fresh.unlink()
     return OnnxArtifact(variant, path, path.stat().st_size, "torchscript", OPSET, difference, tolerance)
 
 

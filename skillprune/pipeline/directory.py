@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
+from safetensors import SafetensorError
 
 from skillprune.errors import OutputError, ResourceFailure
 from skillprune.pipeline.memory import PeakMemory
@@ -81,9 +82,8 @@ class RunDirectory:
             self.records.append(StageRecord(name, done["seconds"], done["peak_rss_mib"], cached=True))
             self._inputs = _digest(self._inputs, done["made"])
             return adapter.validate_python(done["value"], strict=False)
-        self._claim()
         start = time.perf_counter()
-        with PeakMemory() as memory:
+        with self._claimed(), PeakMemory() as memory:
             value = compute()
         self.records.append(StageRecord(name, time.perf_counter() - start, memory.peak_mib, cached=False))
         # Later stages depend on this very result: done again, it makes what was made from the older one stale.
@@ -101,11 +101,12 @@ class RunDirectory:
         return done if done["inputs"] == self._inputs else None
 
     def _refuse_foreign(self) -> None:
-        if self.path.exists() and not self.path.is_dir():
-            raise OutputError(f"{self.path} is a file; name a directory with --output")
+        for place in (self.path, *self.path.parents):
+            if place.exists() and not place.is_dir():
+                raise OutputError(f"{place} is a file; name a directory with --output")
         recipe = self.path / "recipe.yaml"
         if recipe.is_file():
-            if recipe.read_text(encoding="utf-8") != self._recipe:
+            if recipe.read_bytes() != self._recipe.encode():
                 raise OutputError(
                     f"{self.path} holds the results of another recipe (see {recipe}); "
                     "choose another --output, or remove it if it is no longer needed"
@@ -113,9 +114,21 @@ class RunDirectory:
         elif self.path.is_dir() and any(self.path.iterdir()):
             raise OutputError(f"{self.path} is not empty and was not made by skillprune; choose another --output")
 
-    def _claim(self) -> None:
-        if not (self.path / "recipe.yaml").is_file():
-            write_text(self.path / "recipe.yaml", self._recipe)
+    @contextmanager
+    def _claimed(self) -> Iterator[None]:
+        """The recipe is written first, so that nobody takes the files for somebody else's; and goes if no file came."""
+        recipe = self.path / "recipe.yaml"
+        existed = self.path.is_dir()
+        if not recipe.is_file():
+            write_text(recipe, self._recipe)
+        try:
+            yield
+        except BaseException:
+            if [*self.path.iterdir()] == [recipe]:
+                recipe.unlink()
+                if not existed:
+                    self.path.rmdir()
+            raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -145,6 +158,8 @@ def replacing(path: Path) -> Iterator[Path]:
             os.replace(fresh, path)
     except OSError as failed:
         raise ResourceFailure(f"{path} could not be written: {failed.strerror or failed}") from failed
+    except SafetensorError as failed:
+        raise ResourceFailure(f"{path} could not be written: {failed}") from failed
 
 
 def _digest(*parts: str) -> str:

@@ -35,16 +35,14 @@ def random_inputs(
     return {name: values[name] for name in tokenizer.model_input_names if name in values and name in accepted}
 
 
-def check_shapes(tokenizer: Tokenizer, model: PreTrainedModel, shapes: tuple[tuple[int, int], ...]) -> None:
+def check_shapes(tokenizer: Tokenizer, shapes: tuple[tuple[int, int], ...]) -> None:
     """Refuses shapes the model cannot run.
 
     Raises:
-        RecipeError: a sequence is longer than the model's position table.
+        RecipeError: a sequence is longer than the model's inputs may be.
     """
-    limit = min(
-        tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", tokenizer.model_max_length)
-    )
-    too_long = [shape for shape in shapes if shape[1] > limit]
+    limit = tokenizer.model_max_length
+    wanted = f"the model reads at most {limit} tokens"
+    too_long = [Problem("benchmark.shapes", str(list(shape)), wanted) for shape in shapes if shape[1] > limit]
     if too_long:
-        wanted = f"the model reads at most {limit} tokens"
-        raise RecipeError([Problem("benchmark.shapes", str(list(shape)), wanted) for shape in too_long])
+        raise RecipeError(too_long)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 from skillprune.benchmark import Latency, Subject, check_provider, measure_latency, open_session
 from skillprune.checkpoint import load_classifier, load_source, save_pruned, verify_reload
 from skillprune.data import Batch, Example, load_splits, make_batches
+from skillprune.errors import RecipeError
 from skillprune.evaluation import METRICS, Predictor, compare, label_names, predict_split, torch_predictor
 from skillprune.export import export_onnx
 from skillprune.families import find_ffns
@@ -57,7 +59,7 @@ class Run:
     Attributes:
         recipe: the request.
         directory: where results go.
-        source: the dense model; pruned in place by the `errors` stage and loaded anew by those after it.
+        source: the dense model.
         task: the resolved task.
         splits: its examples.
     """
@@ -70,14 +72,21 @@ class Run:
         """
         self.recipe, self.progress = recipe, progress
         self.directory = RunDirectory(output, recipe, cache=cache)
+        try:
+            self._prepare(recipe)
+        except RecipeError as error:  # what only model and data show is wrong has a place in the recipe too
+            raise RecipeError([recipe.located(problem) for problem in error.problems]) from error
+
+    def _prepare(self, recipe: Recipe) -> None:
         check_provider(recipe.benchmark.provider)
-        self.source = load_source(recipe.model, progress=progress)
+        self.source = load_source(recipe.model, progress=self.progress)
         plan_widths(find_ffns(self.source.model), **recipe.plan.model_dump())
-        check_shapes(self.source.tokenizer, self.source.model, recipe.benchmark.shapes)
+        check_shapes(self.source.tokenizer, recipe.benchmark.shapes)
         self.task = resolve_task(recipe.task, label_names(self.source.model))
         self.splits = load_splits(self.task, examples=recipe.scoring.examples, seed=recipe.seed)
         self._calibration = self._batches(self.splits.calibration)
         self._scoring_data = ScoringData(self._calibration, self._batches(self.splits.validation))
+        self._test_batches = self._batches(self.splits.test)
         self._criteria = (recipe.scoring.criterion, *recipe.scoring.also)
         prepare_criteria(self.source.model, self._scoring_data, self._criteria, recipe.scoring.position, recipe.seed)
         self.data_fingerprint = self.splits.fingerprint()
@@ -111,14 +120,17 @@ class Run:
     def errors(self) -> tuple[LayerError, ...]:
         """The pruned checkpoint, written and proven to reload; the value is the repair's error per layer."""
         plan, path = self.plan, self.directory.path / "model"
-        return self.directory.stage("prune", tuple[LayerError, ...], lambda: self._prune(plan, path), [path])
+        written = [path / "config.json", path / "model.safetensors"]
+        return self.directory.stage("prune", tuple[LayerError, ...], lambda: self._prune(plan, path), written)
 
     @cached_property
     def exports(self) -> Exports:
         """ONNX files of the dense and of the pruned model, each proven against PyTorch."""
         assert self.errors is not None  # the pruned checkpoint is there
         paths = [self.directory.path / "onnx" / name / "model.onnx" for name in ("dense/fp32", "fp32")]
-        return self.directory.stage("export", Exports, lambda: self._export(*paths), paths)
+        found = self.directory.stage("export", Exports, lambda: self._export(*paths), paths)
+        # The directory may have been moved, or be called by another name, since the files were made.
+        return Exports(replace(found.dense, path=paths[0]), replace(found.pruned, path=paths[1]))
 
     @cached_property
     def latency(self) -> Latency:
@@ -152,7 +164,8 @@ class Run:
             save_scores(scores, fresh)
 
     def _prune(self, plan: PruningPlan, path: Path) -> tuple[LayerError, ...]:
-        model, repair = self.source.model, self.recipe.repair
+        # A fresh copy: whatever happens here, the dense model stays dense.
+        model, repair = load_source(self.recipe.model).model, self.recipe.repair
         errors = prune_and_repair_(
             model, plan, self._calibration, method=repair.method, ridge=repair.ridge, progress=self.progress
         )
@@ -186,14 +199,13 @@ class Run:
         )
 
     def _test(self, exports: Exports) -> Quality:
-        batches = self._batches(self.splits.test)
         predictors = {
             "dense": torch_predictor(self._dense_model()),
             "pruned": torch_predictor(self._pruned_model()),
             "onnx": self._onnx_predictor(exports.pruned.path),
         }
         answers = {
-            name: predict_split(predict, batches, what=f"test ({name})", progress=self.progress)
+            name: predict_split(predict, self._test_batches, what=f"test ({name})", progress=self.progress)
             for name, predict in predictors.items()
         }
         measure = METRICS[self.task.metric]
@@ -216,7 +228,7 @@ class Run:
         return predict
 
     def _dense_model(self, attention: Literal["eager", "sdpa"] = "sdpa") -> PreTrainedModel:
-        # The loaded one was pruned in place; and files are compared in float32, whatever dtype scoring ran in.
+        # Files are made and compared in float32, whatever dtype scoring ran in.
         spec = self.recipe.model.model_copy(update={"dtype": "float32"})
         return load_source(spec, attention=attention).model
 
@@ -233,4 +245,5 @@ class Run:
 
     def _inputs(self, batch: int, sequence: int, *, padded: bool = False) -> Inputs:
         source = self.source
+        sequence = min(sequence, source.tokenizer.model_max_length)
         return random_inputs(source.model, source.tokenizer, batch, sequence, seed=self.recipe.seed, padded=padded)

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from skillprune.activations import evaluating
-from skillprune.families import FFN, by_stack, find_ffns
+from skillprune.families import FFN, by_stack, find_ffns, position_limit
 from skillprune.planning.plan import Costs
 
 MAC_SEQUENCE = 128
@@ -21,8 +21,7 @@ MAC_SEQUENCE = 128
 def model_costs(model: PreTrainedModel) -> Costs:
     """Counts parameters, and multiply-accumulates by running one sequence under PyTorch's counter."""
     ffns = find_ffns(model)
-    # Half of the position table is always safe: RoBERTa's first positions are reserved.
-    tokens = min(MAC_SEQUENCE, getattr(model.config, "max_position_embeddings", 2 * MAC_SEQUENCE) // 2)
+    tokens = min(MAC_SEQUENCE, position_limit(model.config) or MAC_SEQUENCE)
     inputs = torch.zeros(1, tokens, dtype=torch.long, device=model.device)
     # The math backend spells attention out as matrix products; the counter does not know every fused CPU kernel.
     with evaluating(model), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():

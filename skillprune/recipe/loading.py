@@ -44,6 +44,7 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         raise RecipeError(_without_echoes(document.problems, error.problems)) from None
     if document.problems:
         raise RecipeError(in_order(document.problems))
+    recipe._document = document
     return recipe
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, ModelWrapValidatorHandler, ValidationError, ValidationInfo, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, ValidationError, ValidationInfo, model_validator
 from typing_extensions import Self
 
-from skillprune.errors import RecipeError
+from skillprune.errors import Problem, RecipeError
 from skillprune.recipe.base import Spec, StrictInt
 from skillprune.recipe.inputs import ModelField, TaskSpec
 from skillprune.recipe.problems import explain
-from skillprune.recipe.source import RecipeDumper
+from skillprune.recipe.source import Document, RecipeDumper
 from skillprune.recipe.stages import (
     BenchmarkSpec,
     DemandSpec,
@@ -52,6 +53,15 @@ class Recipe(Spec):
     seed: Annotated[StrictInt, Field(ge=0, lt=2**32)] = Field(
         default=0, description="Seed of everything random; the same seed gives the same plan."
     )
+
+    _document: Document = PrivateAttr(default_factory=lambda: Document(None))
+
+    def located(self, problem: Problem) -> Problem:
+        """A problem found after validation, with the place of its field in the file the recipe was read from."""
+        if not self._document.places:
+            return problem
+        place = self._document.place(problem.field)
+        return replace(problem, file=place.origin.name, line=place.line, column=place.column)
 
     @model_validator(mode="wrap")
     @classmethod

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from skillprune.activations import evaluating
 from skillprune.data import Batch
+from skillprune.errors import DataError
 from skillprune.families import FFN, by_stack, find_ffns
 from skillprune.planning import PruningPlan
 from skillprune.progress import Progress, silent
@@ -71,9 +72,12 @@ def prune_and_repair_(
 
     Raises:
         PlanMismatch: the plan was made for other widths.
+        DataError: there is nothing to fit on, or an activation is not finite; the model must not be used then.
+        ValueError: there is no such method.
     """
     ffns = find_ffns(model)
     check_plan(ffns, plan)
+    _refuse_unusable(method, batches)
     stacks = by_stack(ffns)
     errors: list[LayerError] = []
     with evaluating(model):
@@ -84,6 +88,13 @@ def prune_and_repair_(
             errors += _repair_stack(layers, plan.keep[name], dense[name], pruned, batches, method, ridge, progress)
     record_widths_(model)
     return tuple(errors)
+
+
+def _refuse_unusable(method: str, batches: Sequence[Batch]) -> None:
+    if method not in METHODS:
+        raise ValueError(f"unknown repair method {method!r}; there are {', '.join(METHODS)}")
+    if not any(bool((~_held_out(batch)).any()) for batch in batches):
+        raise DataError("there are no calibration examples to repair on; give at least one batch")
 
 
 def _repair_stack(
@@ -118,7 +129,9 @@ def _repair_stack(
 def _repair_layer_(
     ffn: FFN, kept: Sequence[int], fit: Moments, held_out: Moments, method: str, ridge: float
 ) -> LayerError:
-    keep = torch.tensor(kept, device=ffn.down.weight.device)
+    if not bool(fit.gram.isfinite().all() and fit.cross.isfinite().all()):
+        raise DataError(f"the activations of {ffn.stack.name} layer {ffn.layer} are not finite; it cannot be repaired")
+    keep = torch.tensor(kept, dtype=torch.long, device=ffn.down.weight.device)
     weight = ffn.down.weight.detach().double()
     bias = None if ffn.down.bias is None else ffn.down.bias.detach().double()
     measure = held_out if held_out.tokens else fit
@@ -133,9 +146,13 @@ def _repair_layer_(
 
 
 def _add(fit: Moments, held_out: Moments, batch: Batch, activations: Tensor, target: Tensor) -> None:
-    measuring = (batch.indices % HELD_OUT == HELD_OUT - 1).unsqueeze(1)
+    measuring = _held_out(batch).unsqueeze(1)
     for moments, mask in ((fit, batch.mask & ~measuring), (held_out, batch.mask & measuring)):
         moments.add(activations[mask], target[mask])
+
+
+def _held_out(batch: Batch) -> Tensor:
+    return batch.indices % HELD_OUT == HELD_OUT - 1
 
 
 def _empty(ffn: FFN) -> Moments:
