@@ -322,7 +322,7 @@ def without_tokenizer(directory: Path) -> None:
         (other_width, "cannot be loaded"),
         (lambda directory: (directory / "config.json").write_text("{"), "cannot be loaded"),
         (lambda directory: (directory / "config.json").write_text('{"model_type": "brt"}'), "cannot be loaded"),
-        (without_tokenizer, "cannot be loaded"),
+        (without_tokenizer, "holds no tokenizer"),
     ],
     ids=[
         "pickle",

@@ -465,11 +465,11 @@ def test_too_small_test_set_is_called_so(max_drop: float | None, small: bool) ->
 
 def test_false_wins_are_named() -> None:
     value = example()
-    value["controls"][1].update(ratio=1.05, low=1.02, high=1.08)
+    value["controls"][1].update(ratio=1.05, low=1.03, high=1.08, ok=False)
     value["artifacts"][0].update(bytes=90_900_000, max_abs_diff=0.5)
     value["latency"][0]["provider_asked"] = "CUDAExecutionProvider"
     text = render_markdown(Report.model_validate(value))
-    assert "control is off at 8 x 128 (1.05x, 1.02x to 1.08x)" in text
+    assert "control is off at 8 x 128 (1.05x, 1.03x to 1.08x)" in text
     assert "not smaller than the dense one" in text
     assert "disagrees with PyTorch: 0.500" in text
     assert "CUDAExecutionProvider was asked for, CPUExecutionProvider ran." in text

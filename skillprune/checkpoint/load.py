@@ -142,7 +142,8 @@ def _refuse_unsafe(directory: Path) -> None:
     if pickled:
         raise CheckpointError(
             f"{directory} holds pickled weights only ({pickled[0]}); unpickling can run code. Convert it once, where "
-            "you trust it: AutoModelForSequenceClassification.from_pretrained(DIR).save_pretrained(DIR)"
+            "you trust it, with AutoModelForSequenceClassification: from_pretrained(DIR), then "
+            "save_pretrained(DIR, safe_serialization=True)"
         )
     raise CheckpointError(f"{directory} holds no *.safetensors weights")
 

@@ -164,6 +164,7 @@ def _control(control: Control) -> paper.ControlRow:
         ratio=control.ratio.value,
         low=control.ratio.low,
         high=control.ratio.high,
+        ok=control.ok,
         rounds=control.rounds,
         retries=control.retries,
     )

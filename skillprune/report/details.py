@@ -125,14 +125,17 @@ def controls(report: Report) -> str:
             wording.ratio(row.ratio),
             wording.interval(row.low, row.high),
             str(row.retries),
-            "yes" if row.low <= 1.0 <= row.high else "NO",
+            "yes" if row.ok else "NO",
         ]
         for row in report.controls
     ]
     if not rows:
         return "No control was run."
-    text = "The dense file timed against its own copy; the interval should hold 1.00x."
-    return f"{text}\n\n{wording.table(['batch x tokens', 'ratio', 'interval', 'retries', 'holds 1'], rows)}"
+    text = (
+        "The dense file timed against its own copy. Where the interval excludes 1.00x the shape is measured again; "
+        "where it stays further away than two sessions of one file may differ, do not believe the speed-up."
+    )
+    return f"{text}\n\n{wording.table(['batch x tokens', 'ratio', 'interval', 'retries', 'believable'], rows)}"
 
 
 def environment(report: Report) -> str:

@@ -159,7 +159,7 @@ def _too_small(report: Report) -> Iterator[str]:
 
 def _restless(report: Report) -> Iterator[str]:
     for control in report.controls:
-        if not control.low <= 1.0 <= control.high:
+        if not control.ok:
             found = f"{wording.ratio(control.ratio)}, {wording.interval(control.low, control.high)}"
             where = wording.shape(control.batch, control.sequence)
             yield f"The identical-pair control is off at {where} ({found}): do not trust the speed-up there."

@@ -183,7 +183,7 @@ class LatencyRow(Section):
 
 
 class ControlRow(Section):
-    """The dense file timed against itself (A/A): its interval should hold 1.0, else the machine was too restless."""
+    """The dense file timed against itself (A/A): an interval away from 1.0 says that the machine was too restless."""
 
     batch: Size = Field(description="Examples per batch.")
     sequence: Size = Field(description="Tokens per example.")
@@ -191,6 +191,10 @@ class ControlRow(Section):
     low: Positive = Field(description="Lower end of the ratio's interval, corrected for the number of shapes.")
     high: Positive = Field(description="Upper end of the ratio's interval, corrected for the number of shapes.")
     rounds: Size | None = Field(default=None, description="Measured rounds. Additional, optional.")
+    ok: bool = Field(
+        default=True,
+        description="Whether the interval comes close enough to 1.0 to believe this shape. Additional, optional.",
+    )
     retries: Count = Field(default=0, description="Times it was measured again with more rounds. Additional, optional.")
 
 
