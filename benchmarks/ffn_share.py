@@ -44,7 +44,7 @@ def main() -> None:
     """Exports, times and divides."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--keep", type=float, nargs="+", default=[0.5, 0.25, 0.1])
-    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=40)
     arguments = parser.parse_args()
     recipe = minilm_recipe()
     source = load_source(recipe.model, attention="eager")

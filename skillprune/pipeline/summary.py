@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -71,7 +72,7 @@ def _environment() -> paper.Environment:
 def _model(run: Run) -> paper.Model:
     plan = run.plan
     return paper.Model(
-        source=run.recipe.model.name,
+        source=_shown(run.recipe.model.name),
         hub_id=run.source.hub_id,
         model_type=run.source.model.config.model_type,
         stacks=_stacks(plan),
@@ -83,6 +84,14 @@ def _model(run: Run) -> paper.Model:
         macs_after=plan.after.macs,
         macs_sequence=plan.before.sequence,
     )
+
+
+def _shown(name: str) -> str:
+    """A directory as seen from the working directory, which is how people name it; anything else as it is."""
+    try:
+        return os.path.relpath(name) if os.path.isdir(name) else name
+    except ValueError:  # another drive
+        return name
 
 
 def _stacks(plan: PruningPlan) -> tuple[paper.StackWidths, ...]:

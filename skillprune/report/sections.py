@@ -59,7 +59,7 @@ class StackWidths(Section):
 class Model(Section):
     """What was pruned, and how much of it is left."""
 
-    source: str = Field(description="Directory, hub id or built-in name, as the recipe gave it.")
+    source: str = Field(description="Directory as seen from where the run was started, hub id, or built-in name.")
     model_type: str = Field(description="model_type of the transformers config.")
     stacks: tuple[StackWidths, ...] = Field(description="FFN widths per stack.")
     parameters_before: Count = Field(description="Parameters of the whole model before pruning.")
