@@ -10,6 +10,7 @@ CONSTRAINTS ?= constraints/transformers-5.txt
 CONSTRAINTS_COMPAT ?= constraints/transformers-4.57.txt
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+RUN_ARGS ?=
 
 # A stamp stands for an install: it is made anew when what it was made from has changed.
 RUN_STAMP := $(VENV)/.installed-run
@@ -32,7 +33,7 @@ help:  ## print the targets
 	@echo "  PYTEST_ARGS=$(PYTEST_ARGS)   more arguments for pytest"
 
 quickstart: $(RUN_STAMP)  ## install the pinned versions and run the embedded default recipe
-	$(VENV)/bin/skillprune run recipes/quickstart.yaml --output runs/quickstart
+	$(VENV)/bin/skillprune run recipes/quickstart.yaml --output runs/quickstart $(RUN_ARGS)
 
 test: lint  ## lint, then run the test suite
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)

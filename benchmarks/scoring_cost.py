@@ -47,7 +47,7 @@ def main() -> None:
         "criteria": FORWARD_ONLY,
         "examples": arguments.examples,
         "ratio_to_bare_forward": {"median": statistics.median(ratios), "rounds": ratios},
-        "peak_rss_mib": {f"{1024 * repeats} examples": peak for repeats, peak in memory.items()},
+        "peak_rss_mib": {f"{512 * repeats} examples": peak for repeats, peak in memory.items()},
         "memory_growth": memory[20] / memory[1] - 1,
     }
     write_result("scoring-cost-minilm", seeds=[0], result=result)
@@ -79,10 +79,10 @@ def score(model: PreTrainedModel, data: ScoringData) -> None:
 
 
 def peak_mib(repeats: int) -> float:
-    """Most resident memory of this process after scoring 1024 calibration examples, seen ``repeats`` times over."""
+    """Most resident memory of this process after scoring 512 calibration examples, seen ``repeats`` times over."""
     from skillprune.pipeline.memory import PeakMemory
 
-    model, data = prepared(1024)
+    model, data = prepared(512)
     with PeakMemory() as memory:
         score(model, ScoringData([*data.calibration] * repeats, data.validation))
     return memory.peak_mib

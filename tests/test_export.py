@@ -19,7 +19,7 @@ from tiny import PAD, TINY, VOCABULARY, tiny_bert
 from transformers import BertForSequenceClassification, PreTrainedModel
 
 from skillprune.errors import ParityError, ResourceFailure, VerificationFailed
-from skillprune.export import OnnxArtifact, check_parity, check_smaller, export_onnx
+from skillprune.export import OnnxArtifact, check_parity, export_onnx
 from skillprune.planning import Costs, PruningPlan
 from skillprune.surgery import prune_
 
@@ -146,10 +146,6 @@ def test_matrices_have_the_pruned_widths_and_the_file_is_smaller(exported: Expor
     assert matrices(small.path) == sorted([*others, *ffns])
     removed = 4 * sum(WIDTH - width for width in WIDTHS[shape]) * (2 * HIDDEN + 1)
     assert abs(dense.bytes - small.bytes - removed) < 0.1 * removed
-    check_smaller(dense, small)
-    for larger in (dense, small):
-        with pytest.raises(VerificationFailed, match=f"{small.bytes:,}"):
-            check_smaller(small, larger)
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -371,7 +371,7 @@ def test_repair_files_controls_and_stages_are_listed() -> None:
         ["score", "21.5 s", "1,200 MiB", "cached"],
         ["benchmark", "1 min 15 s", "1,500 MiB", ""],
     ]
-    assert "This run took 1 min 15 s" in text  # a cached stage cost this run nothing
+    assert "The stages of this run took 1 min 15 s" in text  # a cached stage cost this run nothing
     assert ["CPU", "Some CPU @ 2.60GHz, 2 cores"] in find_table(text, "value")
 
 

@@ -9,8 +9,15 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from skillprune.demo import reviews_tiny
@@ -29,6 +36,7 @@ TOKENIZER_FILES = (
 )
 
 _BLOCK = 1 << 20
+_WRONG_NAMES = (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,13 +76,15 @@ def load_source(spec: ModelSpec, *, attention: Attention = "sdpa", progress: Pro
     if directory.is_dir():
         _refuse_unsafe(directory)
     try:
-        config = AutoConfig.from_pretrained(location, revision=spec.revision)
-        tokenizer = AutoTokenizer.from_pretrained(location, revision=spec.revision)
+        # Named, because without it transformers asks on a terminal whether to run the checkpoint's code.
+        config = AutoConfig.from_pretrained(location, revision=spec.revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(location, revision=spec.revision, trust_remote_code=False)
         model = load_classifier(
             location, dtype=spec.dtype, attention=attention, revision=spec.revision, device_map=spec.device_map
         )
     except OSError as failed:
-        kind = CheckpointError if directory.is_dir() else ResourceFailure
+        users_fault = directory.is_dir() or isinstance(failed.__cause__, _WRONG_NAMES)
+        kind = CheckpointError if users_fault else ResourceFailure
         raise kind(f"model {spec.name!r} cannot be loaded: {_first_line(failed)}") from failed
     except torch.OutOfMemoryError as full:
         raise ResourceFailure(f"model {spec.name!r} does not fit into the device's memory") from full
@@ -87,7 +97,7 @@ def load_source(spec: ModelSpec, *, attention: Attention = "sdpa", progress: Pro
         model=model,
         tokenizer=tokenizer,
         dtype=stored if isinstance(stored, torch.dtype) else torch.float32,
-        fingerprint=fingerprint(directory) if directory.is_dir() else _digest(location, spec.revision or "main"),
+        fingerprint=fingerprint(directory) if directory.is_dir() else _digest(location, _commit(config, spec)),
         hub_id=None if directory.is_dir() else location,
     )
 
@@ -108,6 +118,7 @@ def load_classifier(
         device_map=device_map,
         attn_implementation=attention,
         use_safetensors=True,
+        trust_remote_code=False,
         output_loading_info=True,
     )
     if report["missing_keys"]:
@@ -164,6 +175,11 @@ def _refuse_wordless(directory: Path) -> None:
     # Without these files transformers 5 makes up a tokenizer that knows no word.
     if not any((directory / name).is_file() for name in TOKENIZER_FILES):
         raise CheckpointError(f"{directory} holds no tokenizer; there should be one of {', '.join(TOKENIZER_FILES)}")
+
+
+def _commit(config: PretrainedConfig, spec: ModelSpec) -> str:
+    """The commit the hub served, which a branch name does not tell."""
+    return str(getattr(config, "_commit_hash", None) or spec.revision or "main")
 
 
 def _digest(*parts: str) -> str:

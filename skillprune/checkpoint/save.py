@@ -26,7 +26,8 @@ import json, sys
 import torch
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForSequenceClassification
-model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
+options = {{"dtype": torch.float32, "trust_remote_code": False}}
+model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1], **options).eval()
 inputs = {{name: torch.from_numpy(array) for name, array in load_file(sys.argv[2]).items()}}
 with torch.inference_mode():
     save_file({{"logits": model(**inputs).logits.numpy()}}, sys.argv[3])

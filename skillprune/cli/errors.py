@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import typer
 from rich.console import Console
 
 from skillprune.errors import SkillPruneError
@@ -17,10 +17,7 @@ OUTSIDE_FAILURE = 3
 
 @contextmanager
 def exit_codes(console: Console, *, debug: bool) -> Iterator[None]:
-    """Ends the process with the exit code of the error raised inside; with ``debug`` the traceback is shown instead.
-
-    Anything that is not a named error is a bug and shows itself as one, with a traceback.
-    """
+    """Ends the process with the exit code of the error raised inside; with ``debug`` the traceback is shown instead."""
     try:
         yield
     except SkillPruneError as error:
@@ -33,10 +30,16 @@ def exit_codes(console: Console, *, debug: bool) -> Iterator[None]:
         if debug:
             raise
         _end(console, f"out of memory: {error or 'the machine has too little for this model'}", OUTSIDE_FAILURE)
+    except typer.Exit:
+        raise
     except OSError as error:
-        if debug or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO):
+        if debug:
             raise
-        _end(console, f"{error.filename or 'disk'}: {error.strerror}", OUTSIDE_FAILURE)
+        _end(console, f"{error.filename or 'disk or network'}: {error.strerror or error}", OUTSIDE_FAILURE)
+    except Exception as error:
+        if debug:
+            raise
+        _end(console, f"unexpected {type(error).__name__}: {error}; --debug shows where", OUTSIDE_FAILURE)
 
 
 def _end(console: Console, message: str, code: int) -> None:

@@ -77,18 +77,6 @@ def check_parity(model: PreTrainedModel, path: Path, inputs: Sequence[Arrays]) -
     return worst, allowed
 
 
-def check_smaller(dense: OnnxArtifact, pruned: OnnxArtifact) -> None:
-    """Refuses a pruned file that is not smaller than the dense one.
-
-    Raises:
-        VerificationFailed: it is not.
-    """
-    if pruned.bytes >= dense.bytes:
-        raise VerificationFailed(
-            f"{pruned.path} has {pruned.bytes:,} bytes, the dense file {dense.bytes:,}: nothing was gained"
-        )
-
-
 def _plain_session(path: Path) -> onnxruntime.InferenceSession:
     try:
         onnx.checker.check_model(str(path))

@@ -154,12 +154,23 @@ def replacing(path: Path) -> Iterator[Path]:
             fresh = Path(folder, path.name)
             yield fresh
             if path.is_dir():
-                path.rename(Path(folder, "old"))
-            os.replace(fresh, path)
+                _exchange(fresh, path, Path(folder, "old"))
+            else:
+                os.replace(fresh, path)
     except OSError as failed:
         raise ResourceFailure(f"{path} could not be written: {failed.strerror or failed}") from failed
     except SafetensorError as failed:
         raise ResourceFailure(f"{path} could not be written: {failed}") from failed
+
+
+def _exchange(fresh: Path, path: Path, old: Path) -> None:
+    """Puts one directory in the place of another; if that fails in between, the other one comes back."""
+    path.rename(old)
+    try:
+        fresh.rename(path)
+    except BaseException:
+        old.rename(path)
+        raise
 
 
 def _digest(*parts: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from skillprune.benchmark import Latency, Subject, check_provider, measure_latency, open_session
+from skillprune.benchmark import Latency, Subject, check_provider, environment, measure_latency, open_session
 from skillprune.checkpoint import load_classifier, load_source, save_pruned, verify_reload
 from skillprune.data import Batch, Example, load_splits, make_batches
 from skillprune.errors import RecipeError
@@ -90,7 +91,8 @@ class Run:
         self._criteria = (recipe.scoring.criterion, *recipe.scoring.also)
         prepare_criteria(self.source.model, self._scoring_data, self._criteria, recipe.scoring.position, recipe.seed)
         self.data_fingerprint = self.splits.fingerprint()
-        self.directory.depend_on(self.source.fingerprint, self.data_fingerprint)
+        # The machine and the versions count too: a time measured elsewhere must not be reported as measured here.
+        self.directory.depend_on(self.source.fingerprint, self.data_fingerprint, json.dumps(environment()))
 
     def predict(self) -> Prediction:
         """Widths, parameters and MACs the plan will have; nothing is scored or written."""

@@ -64,4 +64,6 @@ class Moments:
         mixed = torch.sum(weight * self.cross[keep].T) - offset @ (weight @ self.activation[keep])
         squared = predicted - 2 * mixed + self.energy - 2 * offset @ self.target + self.tokens * offset @ offset
         variance = self.energy - self.target @ self.target / self.tokens
-        return float(squared.clamp(min=0) / variance)
+        # A target that hardly varies would make any rounding look like a miss.
+        floor = 1e-12 * self.energy + torch.finfo(torch.float64).tiny
+        return float(squared.clamp(min=0) / variance.clamp(min=floor))

@@ -170,4 +170,4 @@ def stages(report: Report) -> str:
         for stage in report.stages
     ]
     total = wording.seconds(sum(stage.seconds for stage in report.stages if not stage.cached))
-    return f"This run took {total}.\n\n{wording.table(['stage', 'time', 'peak memory', ''], rows)}"
+    return f"The stages of this run took {total}.\n\n{wording.table(['stage', 'time', 'peak memory', ''], rows)}"

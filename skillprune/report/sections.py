@@ -213,7 +213,7 @@ class Stage(Section):
 
     name: str = Field(description="Name of the stage.")
     seconds: NonNegative = Field(description="Wall time in seconds; of the original run when cached.")
-    peak_rss_mib: NonNegative = Field(description="Peak resident memory of the process so far in MiB.")
+    peak_rss_mib: NonNegative = Field(description="Most resident memory of the process during the stage in MiB.")
     cached: bool = Field(description="Whether an earlier run's result was reused.")
 
 
