@@ -86,10 +86,10 @@ def _refuse_missing_classes(settings: Settings) -> None:
     if len(settings.labels) < 2:
         raise DataError("predictivity needs a classifier with two classes or more")
     for split, counts in settings.class_counts.items():
-        missing = [label for label, count in zip(settings.labels, counts, strict=True) if count < 2]
+        missing = [label for label, count in zip(settings.labels, counts, strict=True) if count == 0]
         if missing:
             raise DataError(
-                f"predictivity needs two examples of every class in the {split} split; {missing[0]!r} has fewer"
+                f"predictivity needs examples of every class in the {split} split; there is none of {missing[0]!r}"
                 + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
             )
 
