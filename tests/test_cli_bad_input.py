@@ -318,7 +318,7 @@ def test_an_output_that_is_a_file_is_refused(folder: Path) -> None:
 
 def test_an_output_below_a_file_is_refused(folder: Path) -> None:
     (folder / "out").write_text("years of work", encoding="utf-8")
-    refuse(folder, "run", "--output", folder / "out" / "below")
+    assert "is a file" in refuse(folder, "run", "--output", folder / "out" / "below").text
 
 
 def test_debug_shows_the_traceback(folder: Path) -> None:

@@ -152,7 +152,6 @@ def test_the_best_neurons_stay_and_ties_go_to_the_lower_index(ratio: float) -> N
     assert (plan.criterion, plan.round_to) == ("wanda", 4)
     assert plan.budget == {"keep_ratio": ratio, "keep_layers": [2]}
     assert plan.width_before == {"encoder": (40, 40, 40)}
-    assert plan.uniform is (ratio == 1.0)
     assert [ffn.width for ffn in find_ffns(model)] == [40, 40, 40]
 
 

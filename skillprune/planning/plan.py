@@ -97,11 +97,6 @@ class PruningPlan:
         """Neurons that stay, per stack and layer."""
         return {stack: tuple(map(len, layers)) for stack, layers in self.keep.items()}
 
-    @property
-    def uniform(self) -> bool:
-        """Whether every layer of every stack ends with its stack's one width, so that a stock checkpoint can say it."""
-        return all(len(set(widths)) == 1 for widths in self.width_after.values())
-
     def __str__(self) -> str:
         head = f"plan by {self.criterion}, {dict(self.budget)}, widths in multiples of {self.round_to}"
         return f"{head}\n{Prediction(self.width_before, self.width_after, self.before, self.after)}"
