@@ -178,6 +178,19 @@ def test_a_dry_run_writes_nothing_and_predicts_what_happens(done: Finished) -> N
     assert f"{model['parameters_after']:,}" in text and tree(done.recipe.parent) == before
 
 
+def test_every_command_shows_the_warnings_of_its_own_run_once(tmp_path: Path) -> None:
+    """The second command of one process must not log to the first one's stream, which is closed by then."""
+    recipe = set_up(tmp_path)
+    test = tmp_path / "data" / "test.csv"
+    test.write_text(test.read_text() + (tmp_path / "data" / "train.csv").read_text().splitlines()[1] + "\n")
+    for name in ("score", "plan"):
+        said = invoke(name, recipe, "--output", tmp_path / "out")
+        assert said.code == 0 and "Traceback" not in said.err
+        assert re.findall("WARNING: .*", said.err) == [
+            "WARNING: dropped 1 of 40 train examples whose text is also in test"
+        ]
+
+
 def test_set_overrides_the_recipe(done: Finished) -> None:
     said = invoke("run", done.recipe, "--dry-run", "--json", "--set", "plan.keep_ratio=0.5", "-s", "plan.round_to=1")
     assert json.loads(said.out)["width_after"] == {"encoder": [WIDTH // 2] * LAYERS}

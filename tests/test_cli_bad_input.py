@@ -331,17 +331,21 @@ def test_debug_shows_the_traceback(folder: Path) -> None:
 def test_a_full_disk_is_code_3_and_leaves_no_half_file(folder: Path) -> None:
     """A limit on the size of files stands in for the disk; it is the process's, so that is another one."""
     script = (
-        "import resource, sys\n"
+        "import json, resource, sys\n"
         "from runs import invoke\n"
+        "said = []\n"
         "for command, limit in (('score', 4000), ('prune', 30_000)):\n"
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1))\n"
-        "    said = invoke(command, sys.argv[1], '--output', sys.argv[2])\n"
-        "    print(said.code, 'Traceback' in said.err)\n"
+        "    output = invoke(command, sys.argv[1], '--output', sys.argv[2])\n"
+        "    said.append((output.code, output.err))\n"
+        "print(json.dumps(said))\n"
     )
     started = environment()
     started["PYTHONPATH"] += f":{ROOT / 'tests'}"
     command = [sys.executable, "-c", script, str(folder / "recipe.yaml"), str(folder / "out")]
-    said = subprocess.run(command, env=started, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=started, capture_output=True, text=True, timeout=300, check=True)
+    for (code, message), file in zip(json.loads(done.stdout), ("scores.safetensors", "model"), strict=True):
+        assert code == 3 and "Traceback" not in message, message
+        assert message.splitlines()[-1].startswith(f"error: {folder / 'out' / file} could not be written: ")
     left = set(tree(folder / "out"))
-    assert said.stdout.splitlines() == ["3 False", "3 False"], said.stderr
     assert left == {"recipe.yaml", "scores.safetensors", "plan.json", ".stages/score.json", ".stages/plan.json"}

@@ -112,10 +112,21 @@ def _prepared(
 
         from skillprune.pipeline import Run
 
-        logging.basicConfig(format="%(levelname)s: %(message)s")
         transformers_logging.disable_progress_bar()
-        with shown_progress(err) as progress:
+        with _shown_warnings(), shown_progress(err) as progress:
             yield Run(loaded, output_directory(recipe, output), cache=not no_cache, progress=progress)
+
+
+@contextmanager
+def _shown_warnings() -> Iterator[None]:
+    """What libraries log goes to standard error for the time of the command, and not to a stream that may be closed."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
 
 
 def _print(text: str) -> None:

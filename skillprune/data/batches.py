@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
 from skillprune.data.examples import Example
 from skillprune.errors import DataError, Problem, RecipeError
@@ -104,8 +105,8 @@ def _batch(
     chunk: Sequence[int],
 ) -> Batch:
     names = [name for name in encoded if name in {*tokenizer.model_input_names, _MASK, _SPECIAL}]
-    padded = tokenizer.pad({name: [encoded[name][index] for index in chunk] for name in names}, return_tensors="pt")
-    tensors: dict[str, Tensor] = dict(padded)
+    rows = {name: [encoded[name][index] for index in chunk] for name in names}
+    tensors: dict[str, Tensor] = dict(pad_without_fast_tokenizer_warning(tokenizer, rows, return_tensors="pt"))
     special = tensors.pop(_SPECIAL).bool() & tensors[_MASK].bool()  # the tokenizer counts padding as special
     labels = torch.tensor([examples[index].label for index in chunk], dtype=torch.long)
     return Batch(tensors, labels, special, torch.tensor(list(chunk), dtype=torch.long))
