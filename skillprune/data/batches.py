@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,38 +10,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
+from skillprune.data.batch import Batch
 from skillprune.data.examples import Example
 from skillprune.errors import DataError, Problem, RecipeError
 
 _SPECIAL = "special_tokens_mask"
 _MASK = "attention_mask"
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Tokenised examples of like length.
-
-    Attributes:
-        inputs: The model's keyword arguments, each ``(batch, sequence)``; always with ``attention_mask``.
-        labels: Class numbers, ``(batch,)``.
-        special: True at special tokens such as [CLS] and [SEP], False at padding, ``(batch, sequence)``.
-        indices: Position of each example in what the batches were made from, ``(batch,)``.
-    """
-
-    inputs: dict[str, Tensor]
-    labels: Tensor
-    special: Tensor
-    indices: Tensor
-
-    @property
-    def mask(self) -> Tensor:
-        """True at real tokens, special ones included, False at padding: ``(batch, sequence)``."""
-        return self.inputs[_MASK].bool()
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device."""
-        inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
-        return Batch(inputs, self.labels.to(device), self.special.to(device), self.indices.to(device))
 
 
 def make_batches(
