@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -15,6 +16,10 @@ from skillprune.errors import UnsupportedArchitecture
 
 Site = tuple[str, int]
 """Which FFN: the name of its stack and the index of its layer."""
+
+
+Side = Literal["input", "output"]
+"""Which tokens a stack runs over: those the model reads, or those that a decoder beside an encoder writes."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Examples of a task, separated into splits and batched; what is computed from them is left to others."""
 
-from skillprune.data.batch import NO_TARGET, Batch, Side
+from skillprune.data.batch import NO_TARGET, Batch
 from skillprune.data.batches import make_batches
 from skillprune.data.examples import Example
 from skillprune.data.splits import Splits, fingerprint, load_splits
 
-__all__ = ["NO_TARGET", "Batch", "Example", "Side", "Splits", "fingerprint", "load_splits", "make_batches"]
+__all__ = ["NO_TARGET", "Batch", "Example", "Splits", "fingerprint", "load_splits", "make_batches"]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Side = Literal["input", "output"]
-"""Which tokens a stack of blocks runs over: those the model reads, or those a decoder beside an encoder writes."""
+from skillprune.families import Side
 
 NO_TARGET = -100
 """Stands in ``targets`` where nothing is to be predicted; what PyTorch's losses ignore by default."""
