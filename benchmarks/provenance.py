@@ -24,15 +24,29 @@ def minilm_recipe(*overrides: str) -> Recipe:
 
 def write_result(name: str, *, seeds: list[int], result: dict[str, Any]) -> None:
     """Writes ``results/NAME.json``: the numbers, the command, the seeds, the machine and the versions."""
-    command = " ".join(["python", os.path.relpath(sys.argv[0], HERE.parent), *sys.argv[1:]])
-    record = {
-        "command": command,
+    _write(RESULTS / f"{name}.json", _record(seeds, result))
+
+
+def update_result(name: str, section: str, *, seeds: list[int], result: dict[str, Any]) -> None:
+    """Writes one section of ``results/NAME.json``, with its own command, machine and versions; others stay."""
+    path = RESULTS / f"{name}.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    sections = {key: value for key, value in found.items() if isinstance(value, dict) and "result" in value}
+    sections[section] = _record(seeds, result)
+    _write(path, sections)
+
+
+def _record(seeds: list[int], result: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "command": " ".join(["python", os.path.relpath(sys.argv[0], HERE.parent), *sys.argv[1:]]),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seeds": seeds,
         "environment": environment(),
         "result": result,
     }
-    path = RESULTS / f"{name}.json"
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     print(f"wrote {path.relative_to(HERE.parent)}")

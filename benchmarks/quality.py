@@ -13,8 +13,9 @@ from typing import Any
 from provenance import minilm_recipe, write_result
 
 from skillprune import load_source, load_splits, make_batches, plan_pruning, prune_and_repair_, resolve_task
+from skillprune.answers import label_names
 from skillprune.data import Batch, Example
-from skillprune.evaluation import Predictions, accuracy, compare, label_names, predict_split, torch_predictor
+from skillprune.evaluation import Predictions, accuracy, compare, predict_split, torch_predictor
 from skillprune.repair import METHODS
 from skillprune.scoring import Provenance, ScoringData, score_neurons
 

@@ -1,98 +1,341 @@
-"""What scoring costs beside a bare forward pass over the same batches, in time and in memory."""
+"""What scoring costs beside a bare forward pass over the same batches, in time and in memory.
+
+Sections: ``forward`` (criteria of activations), ``gram`` (`skill`), ``gradients``, ``store`` (against a loop that
+stores activations in NumPy arrays), ``memory`` (1,000 against 20,000 calibration examples) and ``processes`` (two
+against one). Each is timed in interleaved rounds on one machine; every section adds to the result file.
+"""
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
 
+import numpy as np
 import torch
-from provenance import minilm_recipe, write_result
-from transformers import PreTrainedModel
+from numpy.typing import NDArray
+from provenance import HERE, minilm_recipe, update_result
+from safetensors.numpy import load_file
+from torch import Tensor
 
 from skillprune import load_source, load_splits, make_batches, resolve_task
-from skillprune.data import Batch
-from skillprune.evaluation import label_names
-from skillprune.scoring import CRITERIA, Provenance, ScoringData, score_neurons
+from skillprune.activations import Reading
+from skillprune.answers import Classifier, label_names
+from skillprune.data import Batch, Example
+from skillprune.families import find_ffns
+from skillprune.scoring import ScoringData, Settings, prepare_criteria, settings_for
+from skillprune.scoring.engine import observe
 
-FORWARD_ONLY = sorted(CRITERIA)
+FORWARD = ("wanda", "fluctuation", "magnitude", "random", "predictivity", "average_precision", "linear_probe")
+GRADIENTS = ("taylor", "fisher", "gauss_newton", "attribution")
+MEMORY = {
+    "sums": ("wanda", "fluctuation", "predictivity", "taylor", "fisher", "gauss_newton", "attribution", "skill"),
+    "responses": ("average_precision", "linear_probe"),
+}
+FEW, MANY = 1_000, 20_000
+
+Subject = Classifier
 
 
 def main() -> None:
-    """Times interleaved rounds, then measures peak memory for two amounts of data in processes of their own."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Runs the sections asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", choices=[[], *SECTIONS], default=list(SECTIONS))
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--examples", type=int, default=512)
-    parser.add_argument("--peak", type=int, metavar="REPEATS", help=argparse.SUPPRESS)
+    parser.add_argument("--examples", type=int, default=2048)
+    parser.add_argument("--peak", nargs=2, metavar=("KIND", "EXAMPLES"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak:
-        print(peak_mib(arguments.peak))
+        print(peak_mib(arguments.peak[0], int(arguments.peak[1])))
         return
-    model, data = prepared(arguments.examples)
-    batches = [*data.calibration, *data.validation]
-    bare(model, batches)
+    for name in arguments.sections:
+        update_result("scoring-cost-minilm", name, seeds=[0], result=SECTIONS[name](arguments))
+
+
+def forward(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All criteria of activations together, without Gram matrices."""
+    return against_bare(FORWARD, arguments, [*SPLITS])
+
+
+def gram(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The statistics of `skill`: Gram matrices over all examples, gradients over the first 512."""
+    return against_bare(("skill",), arguments, ["calibration"])
+
+
+def gradients(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All gradient criteria together."""
+    return against_bare(GRADIENTS, arguments, ["calibration"])
+
+
+SPLITS = ("calibration", "validation")
+
+
+def against_bare(criteria: Sequence[str], arguments: argparse.Namespace, splits: Sequence[str]) -> dict[str, Any]:
+    """Streaming of some criteria against forward passes over the splits they read; `finish` is timed by itself."""
+    subject, data = prepared(arguments.examples)
+    batches = [batch for split in splits for batch in getattr(data, split)]
+    ffns = find_ffns(subject.model)
     ratios = []
     for _ in range(arguments.rounds):
+        bare = seconds(lambda: run_bare(subject, batches))
+        workers = prepare_criteria(ffns, criteria, settings(subject, data))
         start = time.perf_counter()
-        bare(model, batches)
-        middle = time.perf_counter()
-        score(model, data)
-        ratios.append((time.perf_counter() - middle) / (middle - start))
+        observe(subject, data, [(worker, ffns) for worker in workers], Reading())
+        ratios.append((time.perf_counter() - start) / bare)
         print(f"round {len(ratios)}: {ratios[-1]:.3f} x bare forward", flush=True)
-    memory = {repeats: peak_of(repeats) for repeats in (1, 20)}
-    result = {
-        "criteria": FORWARD_ONLY,
-        "examples": arguments.examples,
-        "ratio_to_bare_forward": {"median": statistics.median(ratios), "rounds": ratios},
-        "peak_rss_mib": {f"{512 * repeats} examples": peak for repeats, peak in memory.items()},
-        "memory_growth": memory[20] / memory[1] - 1,
+    start = time.perf_counter()
+    for worker in workers:
+        for ffn in ffns:
+            worker.finish(ffn)
+    finishing = time.perf_counter() - start
+    return {
+        "criteria": list(criteria),
+        "examples": {split: sum(map(len, getattr(data, split))) for split in splits},
+        "ratio_to_bare_forward": {"median": median(ratios), "rounds": ratios},
+        "finish_seconds": finishing,
     }
-    write_result("scoring-cost-minilm", seeds=[0], result=result)
 
 
-def prepared(examples: int) -> tuple[PreTrainedModel, ScoringData]:
-    """The dense model, and as many calibration as validation examples."""
+def store(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Predictivity of mean-pooled activations against a loop that keeps every activation in NumPy arrays."""
+    subject, data = prepared(arguments.examples)
+    sentences = {split: in_file_order(getattr(data, split)) for split in SPLITS}
+    ratios, found, expected = [], None, None
+    for _ in range(min(3, arguments.rounds)):
+        start = time.perf_counter()
+        found = streamed_predictivity(subject, data)
+        middle = time.perf_counter()
+        expected = stored_predictivity(subject, sentences)
+        ratios.append((time.perf_counter() - middle) / (middle - start))
+        print(f"store everything: {ratios[-1]:.2f} x the time", flush=True)
+    assert found is not None and expected is not None
+    worst = max(float(np.abs(mine - theirs).max()) for mine, theirs in zip(found, expected, strict=True))
+    tokens = sum(batch.inputs["input_ids"].numel() for split in sentences.values() for batch in split)
+    width = sum(ffn.width for ffn in find_ffns(subject.model))
+    return {
+        "times_as_long": {"median": median(ratios), "rounds": ratios},
+        "largest_difference": worst,
+        "mib_stored": tokens * width * 4 / 2**20,
+        "mib_streamed": sum(2 * 2 * 8 * ffn.width for ffn in find_ffns(subject.model)) / 2**20,
+    }
+
+
+def memory(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Peak resident memory for two amounts of calibration data, each in a process of its own."""
+    found = {}
+    for kind in MEMORY:
+        peaks = {examples: peak_of(kind, examples) for examples in (FEW, MANY)}
+        found[kind] = {
+            "criteria": list(MEMORY[kind]),
+            "peak_rss_mib": {f"{examples} examples": peak for examples, peak in peaks.items()},
+            "growth": peaks[MANY] / peaks[FEW] - 1,
+            "disk_mib": {f"{examples} examples": disk_mib(kind, examples) for examples in (FEW, MANY)},
+        }
+        print(kind, found[kind], flush=True)
+    return found
+
+
+def processes(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The command line under torchrun with two processes of one thread against one process of one thread."""
+    recipe = HERE / "recipes" / "minilm-sst2.yaml"
+    options = ["--set", "scoring.also=[predictivity, wanda, fluctuation, fisher, gauss_newton, average_precision]"]
+    walls: dict[int, list[float]] = {1: [], 2: []}
+    scores: dict[int, dict[str, NDArray[np.float64]]] = {}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with TemporaryDirectory() as folder:
+        for number in range(3):
+            for world in walls:
+                output = Path(folder, f"{world}-{number}")
+                launcher = [sys.executable, "-m"]
+                if world > 1:
+                    launcher += ["torch.distributed.run", "--nproc_per_node", str(world), "-m"]
+                command = [*launcher, "skillprune", "score", str(recipe), "--output", str(output), *options]
+                walls[world].append(
+                    seconds(
+                        lambda command=command: subprocess.run(
+                            command, env=environment, check=True, capture_output=True
+                        )
+                    )
+                )
+                scores[world] = load_file(output / "scores.safetensors")
+    worst = max(relative(scores[1][key], scores[2][key]) for key in scores[1] if key.count("/") == 2)
+    ratio = median(walls[2]) / median(walls[1])
+    return {"largest_relative_difference": worst, "wall_seconds": walls, "wall_time_ratio": ratio}
+
+
+SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "forward": forward,
+    "gram": gram,
+    "gradients": gradients,
+    "store": store,
+    "memory": memory,
+    "processes": processes,
+}
+
+
+def prepared(examples: int) -> tuple[Subject, ScoringData]:
+    """The dense model, as many calibration examples, and all of validation."""
     recipe = minilm_recipe()
     source = load_source(recipe.model)
     task = resolve_task(recipe.task, label_names(source.model))
     splits = load_splits(task, examples=examples, seed=0)
 
-    def batches(split: Sequence[object]) -> tuple[Batch, ...]:
-        return make_batches(split[:examples], source.tokenizer, max_length=task.max_length, batch_size=32)  # type: ignore[arg-type]
+    def batches(split: Sequence[Example]) -> tuple[Batch, ...]:
+        return make_batches(split, source.tokenizer, max_length=task.max_length, batch_size=32)
 
-    return source.model, ScoringData(batches(splits.calibration), batches(splits.validation))
+    return Classifier(source.model), ScoringData(batches(splits.calibration), batches(splits.validation))
 
 
-def bare(model: PreTrainedModel, batches: Sequence[Batch]) -> None:
+def settings(subject: Subject, data: ScoringData) -> Settings:
+    """The defaults."""
+    return settings_for(subject, data)
+
+
+def run_bare(subject: Subject, batches: Sequence[Batch]) -> None:
     """The forward passes that scoring cannot do without."""
     with torch.inference_mode():
         for batch in batches:
-            model(**batch.inputs)
+            subject.model(**batch.inputs)
 
 
-def score(model: PreTrainedModel, data: ScoringData) -> None:
-    """Every forward-only criterion at once."""
-    score_neurons(model, data, criteria=FORWARD_ONLY, provenance=Provenance("", "", 0, "mean", 0))
+def seconds(work: Callable[[], object]) -> float:
+    """Wall time."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
 
 
-def peak_mib(repeats: int) -> float:
-    """Most resident memory of this process after scoring 512 calibration examples, seen ``repeats`` times over."""
+def streamed_predictivity(subject: Subject, data: ScoringData) -> list[NDArray[np.float64]]:
+    """Ours, from model to scores."""
+    ffns = find_ffns(subject.model)
+    workers = prepare_criteria(ffns, ["predictivity"], settings(subject, data))
+    observe(subject, data, [(workers[0], ffns)], Reading())
+    return [workers[0].finish(ffn).scores for ffn in ffns]
+
+
+def stored_predictivity(subject: Subject, sentences: dict[str, list[Batch]]) -> list[NDArray[np.float64]]:
+    """The same scores by keeping everything: arrays per batch, layer and position, and loops over sentences."""
+    ffns = find_ffns(subject.model)
+    kept: dict[str, list[list[list[NDArray[np.float32]]]]] = {}
+    for split, batches in sentences.items():
+        kept[split] = [[] for _ in ffns]
+        for batch in batches:
+            for layer, activations in enumerate(all_activations(subject, batch)):
+                positions = range(activations.shape[1])
+                kept[split][layer].append([activations[:, place].numpy().copy() for place in positions])
+    pooled = {split: [pool_sentences(rows, sentences[split]) for rows in layers] for split, layers in kept.items()}
+    labels = {
+        split: np.concatenate([batch.labels.numpy() for batch in batches]) for split, batches in sentences.items()
+    }
+    return [
+        two_sided(
+            pooled["calibration"][layer], labels["calibration"], pooled["validation"][layer], labels["validation"]
+        )
+        for layer in range(len(ffns))
+    ]
+
+
+def all_activations(subject: Subject, batch: Batch) -> list[Tensor]:
+    """Every layer's activations of one batch."""
+    found: list[Tensor] = []
+    hooks = [
+        ffn.down.register_forward_pre_hook(lambda _, args: found.append(args[0].detach()))
+        for ffn in find_ffns(subject.model)
+    ]
+    with torch.no_grad():
+        subject.model(**batch.inputs)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def pool_sentences(rows: Sequence[Sequence[NDArray[np.float32]]], batches: Sequence[Batch]) -> NDArray[np.float64]:
+    """Mean over the real tokens of every sentence."""
+    means = []
+    for positions, batch in zip(rows, batches, strict=True):
+        for sentence, length in enumerate(batch.mask.sum(dim=1).tolist()):
+            means.append(np.mean([positions[place][sentence] for place in range(length)], axis=0, dtype=np.float64))
+    return np.stack(means)
+
+
+def two_sided(
+    train: NDArray[np.float64], train_labels: NDArray[np.int64], dev: NDArray[np.float64], dev_labels: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Balanced predictivity of two classes."""
+    baseline = (train[train_labels == 0].mean(axis=0) + train[train_labels == 1].mean(axis=0)) / 2
+    fires = dev > baseline
+    accuracy = (fires[dev_labels == 1].mean(axis=0) + 1 - fires[dev_labels == 0].mean(axis=0)) / 2
+    return np.maximum(accuracy, 1 - accuracy)
+
+
+def in_file_order(batches: Sequence[Batch]) -> list[Batch]:
+    """The same examples as a plain loader would batch them: in order, padded to the longest of each batch."""
+    rows = {int(index): (batch, row) for batch in batches for row, index in enumerate(batch.indices)}
+    chosen = [rows[index] for index in sorted(rows)]
+    return [together(chosen[start : start + 32]) for start in range(0, len(chosen), 32)]
+
+
+def together(rows: Sequence[tuple[Batch, int]]) -> Batch:
+    """Rows of several batches as one batch, padded with zeros on the right."""
+
+    def padded(tensors: Sequence[Tensor]) -> Tensor:
+        return torch.nn.utils.rnn.pad_sequence(list(tensors), batch_first=True)
+
+    inputs = {name: padded([batch.inputs[name][row] for batch, row in rows]) for name in rows[0][0].inputs}
+    longest = int(inputs["attention_mask"].sum(dim=1).max())
+    return Batch(
+        {name: tensor[:, :longest] for name, tensor in inputs.items()},
+        torch.stack([batch.labels[row] for batch, row in rows]),
+        padded([batch.special[row] for batch, row in rows])[:, :longest],
+        torch.stack([batch.indices[row] for batch, row in rows]),
+    )
+
+
+def peak_mib(kind: str, examples: int) -> float:
+    """Most resident memory of this process while it scores; SST-2 seen again and again stands in for more data."""
     from skillprune.pipeline.memory import PeakMemory
 
-    model, data = prepared(512)
-    with PeakMemory() as memory:
-        score(model, ScoringData([*data.calibration] * repeats, data.validation))
-    return memory.peak_mib
+    subject, data = prepared(FEW)
+    more = repeated(data.calibration, examples)
+    with PeakMemory() as watch:
+        given = ScoringData(more, data.validation)
+        ffns = find_ffns(subject.model)
+        workers = prepare_criteria(ffns, MEMORY[kind], settings(subject, given))
+        observe(subject, given, [(worker, ffns) for worker in workers], Reading())
+    return watch.peak_mib
 
 
-def peak_of(repeats: int) -> float:
+def repeated(batches: Sequence[Batch], examples: int) -> list[Batch]:
+    """The batches over and over, every time as examples of their own."""
+    from dataclasses import replace
+
+    own = sum(map(len, batches))
+    return [replace(batch, indices=batch.indices + turn * own) for turn in range(examples // own) for batch in batches]
+
+
+def peak_of(kind: str, examples: int) -> float:
     """The same in a fresh process, so that nothing of an earlier measurement is left in it."""
-    command = [sys.executable, __file__, "--peak", str(repeats)]
+    command = [sys.executable, __file__, "--peak", kind, str(examples)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
+
+
+def disk_mib(kind: str, examples: int) -> float:
+    """What the disk-backed responses take."""
+    widths = sum(ffn.width for ffn in find_ffns(load_source(minilm_recipe().model).model))
+    return len(MEMORY[kind]) * examples * widths * 4 / 2**20 if kind == "responses" else 0.0
+
+
+def relative(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """Largest difference of two score vectors, relative to the largest score."""
+    return float(np.abs(first - second).max() / np.abs(first).max())
 
 
 if __name__ == "__main__":

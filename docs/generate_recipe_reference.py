@@ -39,6 +39,16 @@ KINDS = {"FileData": "files", "HubData": "hub data set"}
 Schema = Mapping[str, Any]
 
 
+_PLAIN = {
+    "string": "text",
+    "integer": "whole number",
+    "number": "number",
+    "boolean": "true or false",
+    "object": "mapping",
+    "null": "null",
+}
+
+
 def render() -> str:
     """The whole page, ending with a newline."""
     schema = recipe_schema()
@@ -95,7 +105,7 @@ def _form(form: Schema) -> str:
         return ", ".join(f"`{choice}`" for choice in form["enum"])
     if form["type"] == "array":
         return _array(form)
-    plain = {"string": "text", "integer": "whole number", "number": "number", "null": "null"}[form["type"]]
+    plain = _PLAIN[form["type"]]
     plain = "path" if form.get("format") == "path" else plain
     return f"{plain}{_bounds(form)}"
 

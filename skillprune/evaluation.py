@@ -57,12 +57,6 @@ class Comparison:
     agreement: float
 
 
-def label_names(model: PreTrainedModel) -> tuple[str, ...]:
-    """The classifier's class names in the order of their ids."""
-    names = {int(index): str(name) for index, name in (model.config.id2label or {}).items()}
-    return tuple(names[index] for index in sorted(names))
-
-
 def accuracy(labels: Integers, predicted: Integers) -> float:
     """Share of right answers."""
     return float(np.mean(labels == predicted))

@@ -6,10 +6,11 @@ What is done with the neurons found here (hooking, scoring, slicing, repairing) 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from torch import nn
+from accelerate.utils import align_module_device
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from skillprune.errors import UnsupportedArchitecture
@@ -34,6 +35,8 @@ class Stack:
         width_attribute: config attribute that holds the width when every layer of the stack has the same.
         residual: path of the module whose input is the residual stream that the FFN's output is added to. In
             post-norm blocks that is the up projection itself; in pre-norm blocks it is the norm before the FFN.
+        gate: path of the projection that is activated and multiplies up, row by row; none in a plain FFN.
+        side: which tokens the stack runs over.
     """
 
     name: str
@@ -42,6 +45,8 @@ class Stack:
     down: str
     width_attribute: str
     residual: str
+    gate: str | None = None
+    side: Side = "input"
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ class FFN:
     up: nn.Linear
     down: nn.Linear
     residual: nn.Module
+    gate: nn.Linear | None = None
 
     @property
     def site(self) -> Site:
@@ -67,20 +73,34 @@ class FFN:
         return int(self.down.weight.shape[1])
 
     @property
+    def into(self) -> tuple[nn.Linear, ...]:
+        """The projections whose row ``j`` belongs to neuron ``j``: up, and the gate where there is one."""
+        return (self.up,) if self.gate is None else (self.up, self.gate)
+
+    @property
     def macs_per_neuron(self) -> int:
-        """Multiply-accumulates that one neuron costs per token."""
-        return int(self.up.weight.shape[1] + self.down.weight.shape[0])
+        """Multiply-accumulates of matrix products that one neuron costs per token."""
+        return sum(int(linear.weight.shape[1]) for linear in self.into) + int(self.down.weight.shape[0])
 
     @property
     def parameters_per_neuron(self) -> int:
         """Parameters that go when one neuron goes."""
-        return self.macs_per_neuron + (self.up.bias is not None)
+        return self.macs_per_neuron + sum(linear.bias is not None for linear in self.into)
 
     @property
     def parameters(self) -> int:
         """Parameters of the FFN, the down projection's bias included."""
         shared = 0 if self.down.bias is None else self.down.bias.numel()
         return self.width * self.parameters_per_neuron + shared
+
+    def down_weight(self) -> Tensor:
+        """Weight of the down projection, ``(hidden, neurons)``: detached, to be read only.
+
+        Also when accelerate keeps it on the CPU or on disk and lends it to the module for a forward pass; then the
+        tensor is on the device the module computes on, and lives as long as the caller holds it.
+        """
+        with align_module_device(self.down):
+            return self.down.weight.detach()
 
 
 _BERT_ENCODER = Stack(
@@ -92,7 +112,20 @@ _BERT_ENCODER = Stack(
     residual="intermediate.dense",
 )
 
+_BART_ENCODER = Stack(
+    name="encoder",
+    blocks="encoder.layers",
+    up="fc1",
+    down="fc2",
+    width_attribute="encoder_ffn_dim",
+    residual="fc1",
+)
+_BART_DECODER = replace(
+    _BART_ENCODER, name="decoder", blocks="decoder.layers", width_attribute="decoder_ffn_dim", side="output"
+)
+
 FAMILIES: dict[str, tuple[Stack, ...]] = {
+    "bart": (_BART_ENCODER, _BART_DECODER),
     "bert": (_BERT_ENCODER,),
     "distilbert": (
         Stack(
@@ -104,16 +137,30 @@ FAMILIES: dict[str, tuple[Stack, ...]] = {
             residual="ffn.lin1",
         ),
     ),
+    "llama": (
+        Stack(
+            name="decoder",
+            blocks="layers",
+            up="mlp.up_proj",
+            gate="mlp.gate_proj",
+            down="mlp.down_proj",
+            width_attribute="intermediate_size",
+            residual="post_attention_layernorm",
+        ),
+    ),
     "roberta": (_BERT_ENCODER,),
 }
-"""Rows by ``config.model_type``. A new plain architecture is one row here and one tiny model in the tests."""
+"""Rows by ``config.model_type``; the stacks of a row in the order they run.
+
+A new plain architecture is one row here and one tiny model in the tests.
+"""
 
 _POSITIONS_AFTER_PADDING = {"roberta"}
 # Their position ids start behind the padding id, so the table is longer than the inputs may be.
 
 
 def position_limit(config: PretrainedConfig) -> int | None:
-    """The longest input in tokens that the model's position table allows; none where it has no table."""
+    """The longest input in tokens that the model has positions for; none where its config names no limit."""
     positions: int | None = getattr(config, "max_position_embeddings", None)
     if positions is not None and config.model_type in _POSITIONS_AFTER_PADDING:
         positions -= config.pad_token_id + 1
@@ -137,7 +184,7 @@ def find_ffns(model: PreTrainedModel) -> tuple[FFN, ...]:
         known = ", ".join(sorted(FAMILIES))
         raise UnsupportedArchitecture(
             f"model_type {model_type!r} has no row in skillprune/families.py (known: {known}); "
-            "add one with the paths of its up and down projections"
+            "add one with the paths of its up, gate and down projections"
         )
     body = base_model(model)
     return tuple(ffn for stack in FAMILIES[model_type] for ffn in _resolve_stack(body, stack, model_type))
@@ -164,6 +211,7 @@ def _resolve_stack(body: nn.Module, stack: Stack, model_type: str) -> list[FFN]:
             up=_linear(block, stack.up, model_type),
             down=_linear(block, stack.down, model_type),
             residual=_module(block, stack.residual, model_type),
+            gate=None if stack.gate is None else _linear(block, stack.gate, model_type),
         )
         for layer, block in enumerate(blocks)
     ]

@@ -19,7 +19,7 @@ from skillprune.planning import PruningPlan
 
 
 def prune_(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
-    """Removes the neurons that ``plan`` does not keep, in place, by slicing rows of up and columns of down.
+    """Removes the neurons that ``plan`` does not keep, in place, by slicing rows of up and gate and columns of down.
 
     Keeping every neuron changes nothing. Returns the same model.
 
@@ -65,7 +65,8 @@ def check_plan(ffns: Sequence[FFN], plan: PruningPlan) -> None:
 def remove_neurons_(ffn: FFN, keep: Sequence[int]) -> None:
     """Keeps only the neurons ``keep`` (sorted indices) of one FFN, in place; parameters stay on their device."""
     indices = torch.tensor(keep, dtype=torch.long, device=ffn.down.weight.device)
-    _shrink_(ffn.up, weight=ffn.up.weight[indices], bias=None if ffn.up.bias is None else ffn.up.bias[indices])
+    for linear in ffn.into:
+        _shrink_(linear, weight=linear.weight[indices], bias=None if linear.bias is None else linear.bias[indices])
     _shrink_(ffn.down, weight=ffn.down.weight[:, indices], bias=ffn.down.bias)
 
 

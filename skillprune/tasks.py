@@ -8,11 +8,61 @@ from types import MappingProxyType
 
 from skillprune.errors import DataError, Problem, RecipeError
 from skillprune.recipe import BuiltinData, FileData, HubData, TaskSpec
+from skillprune.recipe.task import GENERATIVE_TYPES, PROMPT_TYPES
+from skillprune.recipe.template import MASK, template_parts
 
 #: Label names, in the order of the model's outputs, of the tasks whose examples skillprune generates itself.
 BUILTIN_LABELS: Mapping[str, tuple[str, ...]] = MappingProxyType({"reviews": ("negative", "positive")})
 
 _LABELS_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A filled-in template: its text, and from where to where the text of each column stands in it, in characters."""
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Template:
+    """A prompt as in the recipe, with the text columns that its placeholders name."""
+
+    source: str
+    columns: tuple[str, ...]
+
+    def render(self, texts: Sequence[str], mask_token: str | None = None) -> Rendered:
+        """The template with every placeholder filled in.
+
+        Args:
+            texts: One text per column, in the order of ``columns``.
+            mask_token: What stands for ``{mask}``; only a template that has one needs it.
+
+        Raises:
+            ValueError: The template has a mask, but there is no mask token.
+        """
+        spans = [(0, 0)] * len(self.columns)
+        rendered = ""
+        for literal, name in template_parts(self.source):
+            rendered += literal
+            if name in self.columns:
+                column = self.columns.index(name)
+                spans[column] = (len(rendered), len(rendered) + len(texts[column]))
+                rendered += texts[column]
+            elif name == MASK:
+                if mask_token is None:
+                    raise ValueError(f"the template {self.source!r} needs a mask token")
+                rendered += mask_token
+        return Rendered(rendered, tuple(spans))
+
+    @property
+    def before_answer(self) -> str:
+        """The literal text right before the answer: up to the mask or, without one, up to the end; may be empty."""
+        for literal, name in template_parts(self.source):
+            if name == MASK and name not in self.columns:
+                return literal
+        return literal if name is None else ""
 
 
 @dataclass(frozen=True)
@@ -25,9 +75,12 @@ class Task:
         data: Where the examples are.
         text: One column, or the two of a sentence pair.
         label: Column of the label.
-        labels: Label names; the position is the class number that the model puts out.
+        labels: Label names; the position is the class number that the model puts out. None where the loss is the task.
         metric: What quality is measured by.
         max_length: Longest input in tokens.
+        template: The prompt of tasks whose classes are words; none elsewhere.
+        label_words: Those words, in the order of ``labels``.
+        target: Column of the text to write; none where nothing but the text itself is predicted.
     """
 
     name: str
@@ -38,6 +91,14 @@ class Task:
     labels: tuple[str, ...]
     metric: str
     max_length: int
+    template: Template | None = None
+    label_words: tuple[str, ...] = ()
+    target: str | None = None
+
+    @property
+    def classifies(self) -> bool:
+        """Whether examples have classes; otherwise the loss of a text is the task."""
+        return self.type not in GENERATIVE_TYPES
 
     def label_id(self, value: str) -> int:
         """The class number of a label as it stands in the data.
@@ -79,7 +140,8 @@ def shown_labels(labels: Sequence[str]) -> str:
 def resolve_task(spec: TaskSpec, checkpoint_labels: Sequence[str]) -> Task:
     """Settles the label names of a task.
 
-    Names in the recipe win over those in the checkpoint; a built-in task names its own labels.
+    For a classification head, names in the recipe win over those in the checkpoint, and a built-in task names its own
+    labels. Where classes are words, the recipe names them all, and what labels the checkpoint has does not matter.
 
     Args:
         spec: The recipe's task.
@@ -88,6 +150,32 @@ def resolve_task(spec: TaskSpec, checkpoint_labels: Sequence[str]) -> Task:
     Raises:
         RecipeError: The recipe and the checkpoint disagree on the number or on the order of the labels.
     """
+    words = spec.label_words or {}
+    labels = _labels(spec, checkpoint_labels)
+    return Task(
+        name=_name(spec.data),
+        type=spec.type,
+        data=spec.data,
+        text=spec.text,
+        label=spec.label,
+        labels=labels,
+        metric=spec.metric,
+        max_length=spec.max_length,
+        template=None if spec.template is None else Template(spec.template, spec.text),
+        label_words=tuple(words[label] for label in labels) if words else (),
+        target=spec.target,
+    )
+
+
+def _labels(spec: TaskSpec, checkpoint_labels: Sequence[str]) -> tuple[str, ...]:
+    if spec.type in GENERATIVE_TYPES:
+        return ()
+    if spec.type in PROMPT_TYPES:
+        return spec.labels or tuple(spec.label_words or ())
+    return _head_labels(spec, checkpoint_labels)
+
+
+def _head_labels(spec: TaskSpec, checkpoint_labels: Sequence[str]) -> tuple[str, ...]:
     labels = spec.labels
     if labels is None and isinstance(spec.data, BuiltinData):
         labels = BUILTIN_LABELS[spec.data.name]
@@ -103,16 +191,7 @@ def resolve_task(spec: TaskSpec, checkpoint_labels: Sequence[str]) -> Task:
         raise _wrong_labels(
             labels, f"has another order than the checkpoint's outputs: {shown_labels(checkpoint_labels)}"
         )
-    return Task(
-        name=_name(spec.data),
-        type=spec.type,
-        data=spec.data,
-        text=spec.text,
-        label=spec.label,
-        labels=labels,
-        metric=spec.metric,
-        max_length=spec.max_length,
-    )
+    return labels
 
 
 def _wrong_labels(labels: Sequence[str], message: str) -> RecipeError:

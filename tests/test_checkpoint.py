@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,21 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file, save_file
-from tiny import TINY, VOCABULARY, tiny_bert
+from tiny import TINY, TINY_ALL, TINY_WIDTHS, VOCABULARY, tiny_bert
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
-from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
-from skillprune.checkpoint import fingerprint, load_classifier, load_source, save_pruned, uneven_widths, verify_reload
+from skillprune.checkpoint import fingerprint, load_model, load_source, save_pruned, uneven_widths, verify_reload
 from skillprune.errors import CheckpointError, ParityError, PlanMismatch, VerificationFailed
 from skillprune.families import find_ffns
 from skillprune.planning import Costs, PruningPlan
@@ -34,19 +42,30 @@ from skillprune.surgery import prune_
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH, EVEN, UNEVEN = 32, (8, 8, 8), (12, 3, 20)
 UNCOUNTED = Costs(0, 0, 0, 0, 0)
-WIDTH_ATTRIBUTE = {"bert": "intermediate_size", "roberta": "intermediate_size", "distilbert": "hidden_dim"}
-families = pytest.mark.parametrize("family", sorted(TINY))
+EVEN_DECODER, UNEVEN_DECODER = (6, 6), (5, 9)
+WIDTH_ATTRIBUTES = {
+    "bert": {"encoder": "intermediate_size"},
+    "roberta": {"encoder": "intermediate_size"},
+    "distilbert": {"encoder": "hidden_dim"},
+    "llama": {"decoder": "intermediate_size"},
+    "bart": {"encoder": "encoder_ffn_dim", "decoder": "decoder_ffn_dim"},
+}
+HEADS = {"llama": AutoModelForCausalLM, "bart": AutoModelForSeq2SeqLM}
+families = pytest.mark.parametrize("family", sorted(TINY_ALL))
 
 READ = """
-import sys
+import json, sys
 {before}
 import torch
 from safetensors.numpy import load_file, save_file
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 {after}
+heads = {{"SequenceClassification": AutoModelForSequenceClassification, "CausalLM": AutoModelForCausalLM,
+    "ConditionalGeneration": AutoModelForSeq2SeqLM}}
 inputs = {{name: torch.from_numpy(array) for name, array in load_file(sys.argv[1]).items()}}
 for directory in sys.argv[2:]:
-    for number, auto in enumerate((AutoModelForSequenceClassification, AutoModel)):
+    head = json.load(open(f"{{directory}}/config.json"))["architectures"][0].split("For")[1]
+    for number, auto in enumerate((heads[head], AutoModel)):
         model = auto.from_pretrained(directory, dtype=torch.float32).eval()
         with torch.inference_mode():
             save_file({{"out": model(**inputs)[0].numpy()}}, f"{{directory}}/found-{{number}}.safetensors")
@@ -60,10 +79,23 @@ sys.meta_path.insert(0, Refuse())
 """
 
 
-def pruned(family: str, widths: Sequence[int]) -> PreTrainedModel:
-    keep = {"encoder": tuple(tuple(range(width)) for width in widths)}
-    plan = PruningPlan(keep, {"encoder": (WIDTH,) * len(widths)}, "test", {}, 1, UNCOUNTED, UNCOUNTED)
-    return prune_(TINY[family](), plan)
+def widths_of(family: str, widths: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Widths per stack: the ones named, and for BART's decoder those that go with them."""
+    if family != "bart":
+        return dict.fromkeys(TINY_WIDTHS[family], widths)
+    return {"encoder": widths, "decoder": EVEN_DECODER if widths == EVEN else UNEVEN_DECODER}
+
+
+def pruned(family: str, widths: tuple[int, ...]) -> PreTrainedModel:
+    keep = {s: tuple(tuple(range(width)) for width in w) for s, w in widths_of(family, widths).items()}
+    return prune_(TINY_ALL[family](), PruningPlan(keep, TINY_WIDTHS[family], "test", {}, 1, UNCOUNTED, UNCOUNTED))
+
+
+def load(directory: Path, family: str) -> PreTrainedModel:
+    if family in TINY:
+        return load_model(directory, dtype="float32")
+    model: PreTrainedModel = HEADS[family].from_pretrained(directory, dtype=torch.float32)
+    return model.eval()
 
 
 def small_tokenizer() -> PreTrainedTokenizerFast:
@@ -119,7 +151,7 @@ def read_in_a_fresh_process(
 
 
 def assert_read(directory: Path, model: PreTrainedModel) -> None:
-    """The classifier's logits and the bare body's hidden states are those of the model that was saved."""
+    """The logits and the bare body's hidden states are those of the model that was saved."""
     model.float()
     for number, whole in enumerate((model, model.base_model)):
         found = load_arrays(directory / f"found-{number}.safetensors")["out"]
@@ -127,7 +159,7 @@ def assert_read(directory: Path, model: PreTrainedModel) -> None:
 
 
 def test_without_skillprune_even_widths_load_and_uneven_ones_fail_loudly(tmp_path: Path) -> None:
-    models = {family: pruned(family, EVEN) for family in TINY}
+    models = {family: pruned(family, EVEN) for family in TINY_ALL}
     even = [save(model, tmp_path / family) for family, model in models.items()]
     uneven = save(pruned("bert", UNEVEN), tmp_path / "uneven")
     done = read_in_a_fresh_process(tmp_path, *even, uneven, before=WITHOUT_SKILLPRUNE, plugin=False)
@@ -140,8 +172,10 @@ def test_without_skillprune_even_widths_load_and_uneven_ones_fail_loudly(tmp_pat
 
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_with_skillprune_uneven_widths_load_in_either_import_order(tmp_path: Path, order: str) -> None:
-    models = {family: pruned(family, UNEVEN) for family in TINY}
-    saved = [save(model, tmp_path / family, torch.float16) for family, model in models.items()]
+    models = {family: pruned(family, UNEVEN) for family in TINY_ALL}
+    saved = [save(deepcopy(model), tmp_path / family, torch.float16) for family, model in models.items()]
+    for parameter in (parameter for model in models.values() for parameter in model.parameters()):
+        parameter.data = parameter.data.half().float()  # what a file rounds: no buffer, such as rotary frequencies
     done = read_in_a_fresh_process(tmp_path, *saved, plugin=True, **{order: "import skillprune"})
     assert done.returncode == 0, done.stderr
     for directory, model in zip(saved, models.values(), strict=True):
@@ -151,7 +185,8 @@ def test_with_skillprune_uneven_widths_load_in_either_import_order(tmp_path: Pat
 @families
 def test_config_says_even_widths_the_stock_way(tmp_path: Path, family: str) -> None:
     config = config_of(save(pruned(family, EVEN), tmp_path))
-    assert config[WIDTH_ATTRIBUTE[family]] == EVEN[0]
+    for stack, widths in widths_of(family, EVEN).items():
+        assert config[WIDTH_ATTRIBUTES[family][stack]] == widths[0]
     assert "quantization_config" not in config
     assert "skillprune" not in json.dumps(config)
 
@@ -160,59 +195,78 @@ def test_config_says_even_widths_the_stock_way(tmp_path: Path, family: str) -> N
 def test_config_names_uneven_widths_per_stack_and_no_module(tmp_path: Path, family: str) -> None:
     model = pruned(family, UNEVEN)
     config = config_of(save(model, tmp_path))
-    assert config["quantization_config"] == {"quant_method": "skillprune", "widths": {"encoder": list(UNEVEN)}}
-    assert uneven_widths(model) == {"encoder": list(UNEVEN)}
+    widths = {stack: list(widths) for stack, widths in widths_of(family, UNEVEN).items()}
+    assert config["quantization_config"] == {"quant_method": "skillprune", "widths": widths}
+    assert uneven_widths(model) == widths
     text = json.dumps(config)
-    assert not any(path in text for ffn in find_ffns(model) for path in (ffn.path, ffn.stack.up, ffn.stack.down))
+    for ffn in find_ffns(model):
+        parts = (ffn.path, ffn.stack.up, ffn.stack.down, ffn.stack.gate)
+        assert not any(path in text for path in parts if path is not None)
+
+
+@pytest.mark.parametrize("uneven", ["encoder", "decoder"])
+def test_one_uneven_stack_is_enough_to_name_the_widths_of_both(tmp_path: Path, uneven: str) -> None:
+    widths = {"encoder": (8, 8, 8), "decoder": (6, 6)} | (
+        {"encoder": UNEVEN} if uneven == "encoder" else {"decoder": (5, 9)}
+    )
+    keep = {stack: tuple(tuple(range(width)) for width in layers) for stack, layers in widths.items()}
+    plan = PruningPlan(keep, TINY_WIDTHS["bart"], "test", {}, 1, UNCOUNTED, UNCOUNTED)
+    model = prune_(TINY_ALL["bart"](), plan)
+    directory = save(model, tmp_path)
+    assert config_of(directory)["quantization_config"]["widths"] == {s: list(w) for s, w in widths.items()}
+    torch.testing.assert_close(outputs(load(directory, "bart")), outputs(model), rtol=0, atol=1e-5)
 
 
 @families
 @pytest.mark.parametrize("widths", [EVEN, UNEVEN], ids=["even", "uneven"])
-def test_saving_and_loading_twice_changes_nothing(tmp_path: Path, family: str, widths: Sequence[int]) -> None:
+def test_saving_and_loading_twice_changes_nothing(tmp_path: Path, family: str, widths: tuple[int, ...]) -> None:
     model = pruned(family, widths)
     first = save(model, tmp_path / "first")
-    again = load_classifier(first, dtype="float32")
+    again = load(first, family)
     second = save(again, tmp_path / "second")
-    twice = load_classifier(second, dtype="float32")
+    twice = load(second, family)
     assert config_of(second) == config_of(first)
     for loaded in (again, twice):
         assert type(loaded) is type(model)
         state = loaded.state_dict()
         assert list(state) == list(model.state_dict())
         assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
-        assert [(f.width, f.up.out_features, f.down.in_features) for f in find_ffns(loaded)] == [
-            (w,) * 3 for w in widths
-        ]
-    torch.testing.assert_close(outputs(twice), outputs(model), rtol=0, atol=1e-6)
+        expected = [(w,) * 3 for layers in widths_of(family, widths).values() for w in layers]
+        assert [(f.width, f.into[-1].out_features, f.down.in_features) for f in find_ffns(loaded)] == expected
+    torch.testing.assert_close(outputs(twice), outputs(model), rtol=0, atol=1e-5)
 
 
 def test_a_loaded_model_that_is_cut_even_becomes_a_stock_checkpoint(tmp_path: Path) -> None:
-    loaded = load_classifier(save(pruned("bert", UNEVEN), tmp_path / "uneven"), dtype="float32")
+    loaded = load_model(save(pruned("bert", UNEVEN), tmp_path / "uneven"), dtype="float32")
     keep = {"encoder": ((0, 1, 2),) * 3}
     prune_(loaded, PruningPlan(keep, {"encoder": UNEVEN}, "test", {}, 1, UNCOUNTED, UNCOUNTED))
     config = config_of(save(loaded, tmp_path / "even"))
     assert config["intermediate_size"] == 3
     assert "quantization_config" not in config
-    assert load_classifier(tmp_path / "even", dtype="float32").config.intermediate_size == 3
+    assert load_model(tmp_path / "even", dtype="float32").config.intermediate_size == 3
 
 
 @families
 def test_a_loaded_model_is_an_ordinary_one(tmp_path: Path, family: str) -> None:
     directory = save(pruned(family, UNEVEN), tmp_path)
-    for auto in (AutoModel, AutoModelForSequenceClassification):
+    head = HEADS.get(family, AutoModelForSequenceClassification)
+    for auto in (AutoModel, head):
         half = auto.from_pretrained(directory, dtype=torch.float32).half()
         assert {parameter.dtype for parameter in half.parameters()} == {torch.float16}
-    model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
+    model = head.from_pretrained(directory, dtype=torch.float32)
     assert all(parameter.requires_grad and parameter.device.type == "cpu" for parameter in model.parameters())
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     tensors = {name: torch.from_numpy(array) for name, array in inputs().items()}
-    loss = model(**tensors, labels=torch.tensor([0, 1, 1])).loss
+    labels = torch.tensor([0, 1, 1]) if family in TINY else tensors["input_ids"]
+    loss = model(**tensors, labels=labels).loss
     loss.backward()
     optimizer.step()
-    ffns = {f"{ffn.path}.{part}.weight" for ffn in find_ffns(model) for part in (ffn.stack.up, ffn.stack.down)}
+    names = {module: name for name, module in model.named_modules()}
+    ffns = {f"{names[part]}.weight" for ffn in find_ffns(model) for part in (*ffn.into, ffn.down)}
+    assert len(ffns) == sum(map(len, TINY_WIDTHS[family].values())) * (3 if family == "llama" else 2)
     moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
-    assert all(any(name.endswith(ffn) for name in moved) for ffn in ffns)
+    assert ffns <= moved
     repr(model.config)
 
 

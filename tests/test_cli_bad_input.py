@@ -252,7 +252,7 @@ def small_table(model: Path) -> None:
 
 
 MODELS: dict[str, tuple[Callable[[Path], None], list[str]]] = {
-    "unknown architecture": (gpt2, ["gpt2", "families.py", "bert, distilbert, roberta"]),
+    "unknown architecture": (gpt2, ["gpt2", "families.py", "bart, bert, distilbert, llama, roberta"]),
     "unknown to transformers": (lambda model: config_of(model, model_type="frob"), ["frob"]),
     "pickled weights only": (pickled, ["pickled", "pytorch_model.bin", "safe"]),
     "no weights": (lambda model: (model / "model.safetensors").unlink(), ["safetensors"]),
@@ -261,7 +261,10 @@ MODELS: dict[str, tuple[Callable[[Path], None], list[str]]] = {
         ["cannot be loaded"],
     ),
     "weights of another size": (lambda model: config_of(model, intermediate_size=96), ["cannot be loaded"]),
-    "no classifier": (lambda model: make_model().bert.save_pretrained(model), ["classifier.weight", "fine-tuned"]),
+    "no classifier": (
+        lambda model: make_model().bert.save_pretrained(model),
+        ["classifier.weight", "fine-tune it first"],
+    ),
     "no tokenizer": (lambda model: [path.unlink() for path in model.glob("tokenizer*")], ["tokenizer"]),
     "broken config": (lambda model: (model / "config.json").write_text("{", encoding="utf-8"), ["config.json"]),
     "no config": (lambda model: (model / "config.json").unlink(), ["config.json"]),

@@ -19,16 +19,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.processors import BertProcessing
-from transformers import PreTrainedTokenizerFast
+from tokenizers.models import BPE, WordLevel
+from tokenizers.normalizers import Replace
+from tokenizers.pre_tokenizers import ByteLevel, Whitespace
+from tokenizers.processors import BertProcessing, TemplateProcessing
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    CanineTokenizer,
+    PreTrainedTokenizerFast,
+)
 
-from skillprune.data import Example, fingerprint, load_splits, make_batches
+from skillprune.data import NO_TARGET, Example, fingerprint, label_word_ids, load_splits, make_batches
 from skillprune.data.rows import read_examples
 from skillprune.errors import DataError, RecipeError, ResourceFailure
 from skillprune.recipe import TaskSpec
-from skillprune.tasks import Task, resolve_task
+from skillprune.tasks import Task, Template, resolve_task
 
 LABELS = ("negative", "positive")
 Table = Sequence[Sequence[str]]
@@ -202,6 +209,12 @@ def test_class_numbers_of_the_hub_follow_names_if_they_are_the_same(hub: Callabl
     assert [e.label for e in read_examples(hub(), "train")] == [0, 1, 1]
 
 
+def test_a_hub_data_set_without_labels_will_do(hub: Callable[..., Task]) -> None:
+    asked = hub(type="seq2seq", target="text", text="label")
+    assert asked.labels == ()
+    assert read_examples(hub(type="language-modeling"), "train") == tuple(Example((text,)) for text in "abc")
+
+
 def test_what_is_not_on_the_hub_is_named(hub: Callable[..., Task]) -> None:
     with pytest.raises(DataError, match=r"train: task\.text: there is no column 'txt'; did you mean 'text'"):
         read_examples(hub(text="txt"), "train")
@@ -331,6 +344,50 @@ def test_the_fingerprint_tells_texts_labels_and_order_apart() -> None:
     assert fingerprint([a, b]) == prints[0]
 
 
+def test_the_fingerprint_of_examples_with_classes_is_what_it_always_was() -> None:
+    examples = [Example(("a",), 0), Example(("b", "größer"), 3)]
+    assert fingerprint(examples) == "b9f29f36d5c16569e0b3746b8303cf2d05804349a8804edd28e90b242a443778"
+    targets = [[Example(("a",), target=target)] for target in ("", "x", "y")]
+    assert len({fingerprint(part) for part in targets}) == 3
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_targets_are_read_and_labels_are_not(tmp_path: Path, suffix: str) -> None:
+    rows = [("label", "phonemes", "text"), ("not a label", "jˈu", "yew"), ("", "ˈæmbO", "ambo")]
+    path = WRITERS[suffix](tmp_path / f"train{suffix}", rows)
+    asked = task(path, (), type="seq2seq", target="phonemes")
+    assert read_examples(asked, "train") == (Example(("yew",), 0, "jˈu"), Example(("ambo",), 0, "ˈæmbO"))
+    asked = task(path, (), type="language-modeling")
+    assert read_examples(asked, "train") == (Example(("yew",)), Example(("ambo",)))
+
+
+def test_a_wrong_target_is_named(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "train.csv", [("text", "target"), ("a", "b"), ("c", " ")])
+    assert error(path, type="seq2seq").startswith(f"{path}:3: column 'target': the text is empty")
+    assert "task.target: there is no column 'targets'; did you mean 'target'" in error(
+        path, type="seq2seq", target="targets"
+    )
+
+
+def test_a_task_without_classes_may_have_few_examples_but_none_in_two_splits(tmp_path: Path) -> None:
+    for split, texts in (("train", ["a", "b", "c", "d", "e", "f"]), ("test", ["a", "g"])):
+        write_csv(tmp_path / f"{split}.csv", [("text",), *((text,) for text in texts)])
+    splits = load_splits(task(tmp_path / "train.csv", (), type="language-modeling"), examples=9, seed=0)
+    parts = [{example.texts[0] for example in part} for part in (splits.calibration, splits.validation, splits.test)]
+    assert [len(part) for part in parts] == [4, 1, 2]
+    assert set.union(*parts) == set("abcdefg")
+    assert parts[2] == {"a", "g"}
+
+
+def test_a_prompt_task_needs_every_class(tmp_path: Path) -> None:
+    words = {"negative": "bad", "positive": "good"}
+    path = write_csv(tmp_path / "train.csv", [HEADER, *((f"a {number}", "negative") for number in range(9))])
+    write_csv(tmp_path / "test.csv", [HEADER, ("b", "negative"), ("c", "positive")])
+    asked = task(path, (), type="causal-lm", template="{text}", label_words=words)
+    with pytest.raises(DataError, match="train: all 8 examples have the label 'negative'"):
+        load_splits(asked, examples=9, seed=0)
+
+
 WORDS = [f"w{number}" for number in range(20)]
 
 
@@ -416,6 +473,370 @@ def test_a_tokenizer_that_cannot_pad_is_refused() -> None:
     tokenizer.pad_token = None
     with pytest.raises(DataError, match="no padding token"):
         make_batches([Example(("w1",), 0)], tokenizer, max_length=8, batch_size=2)
+
+
+def make_prompt_tokenizer(
+    side: str = "right", special: str = "[CLS] $A [SEP]", **names: str | None
+) -> PreTrainedTokenizerFast:
+    """One token per word or sign, as ids: four special ones, the words from 4, then [MASK] 24, "It" 25 and "." 26."""
+    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+    core = Tokenizer(WordLevel({**vocabulary, "[MASK]": 24, "It": 25, ".": 26}, unk_token="[UNK]"))
+    core.pre_tokenizer = Whitespace()
+    core.post_processor = TemplateProcessing(single=special, special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    tokens = {"pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]", "eos_token": "[SEP]", **names}
+    given = {name: token for name, token in tokens.items() if token is not None}
+    return PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=64, padding_side=side, **given)
+
+
+MASKED = Template("It {text} . It {mask} .", ("text",))
+CAUSAL = Template("It {text} . It", ("text",))
+
+
+def real_tokens(batch: Any, row: int) -> list[int]:
+    return [token for token, real in zip(batch.inputs["input_ids"][row].tolist(), batch.mask[row], strict=True) if real]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(TEXT, min_size=1, max_size=9),
+    st.integers(9, 20),
+    st.integers(1, 4),
+    st.sampled_from(["right", "left"]),
+    st.booleans(),
+)
+def test_a_long_prompt_loses_words_of_its_text_only(
+    texts: list[str], max_length: int, batch_size: int, side: str, masked: bool
+) -> None:
+    examples = [Example((text,), number) for number, text in enumerate(texts)]
+    after = [26, 25, 24, 26, 3] if masked else [26, 25]
+    batches = make_batches(
+        examples,
+        make_prompt_tokenizer(side),
+        max_length=max_length,
+        batch_size=batch_size,
+        task_type="masked-lm" if masked else "causal-lm",
+        template=MASKED if masked else CAUSAL,
+    )
+    assert sorted(index for batch in batches for index in batch.indices.tolist()) == list(range(len(texts)))
+    for batch in batches:
+        width = batch.mask.shape[1]
+        assert width <= max_length
+        assert batch.answer is not None
+        assert batch.targets is None
+        for row, index in enumerate(batch.indices.tolist()):
+            words = [4 + WORDS.index(word) for word in texts[index].split()]
+            ids = [2, 25, *words[: max_length - 2 - len(after)], *after]
+            assert real_tokens(batch, row) == ids
+            first = width - len(ids) if side == "left" else 0
+            assert batch.mask[row].tolist() == [first <= at < first + len(ids) for at in range(width)]
+            assert batch.special[row].nonzero().flatten().tolist() == [first] + [first + len(ids) - 1] * masked
+            assert batch.answer[row] == first + (ids.index(24) if masked else len(ids) - 1)
+            assert batch.labels[row] == index
+
+
+@given(TEXT, TEXT, st.integers(9, 30))
+@settings(max_examples=40, deadline=None)
+def test_of_two_texts_in_a_prompt_the_longer_is_cut(first: str, second: str, max_length: int) -> None:
+    (batch,) = make_batches(
+        [Example((first, second), 0)],
+        make_prompt_tokenizer(),
+        max_length=max_length,
+        batch_size=1,
+        task_type="masked-lm",
+        template=Template("{b} It {mask} . {a} .", ("a", "b")),
+    )
+    parts = [first.split(), second.split()]
+    while sum(map(len, parts)) + 6 > max_length:
+        max(parts, key=len).pop()
+    a, b = ([4 + WORDS.index(word) for word in part] for part in parts)
+    assert real_tokens(batch, 0) == [2, *b, 25, 24, 26, *a, 26, 3]
+
+
+def test_words_of_the_template_stay_even_if_the_text_says_them_too() -> None:
+    ids = prompt_ids("It It It w1 . . .", MASKED, max_length=10)
+    assert ids == [2, 25, 25, 25, 25, 26, 25, 24, 26, 3]
+
+
+def prompt_ids(text: str, template: Template, **values: Any) -> list[int]:
+    kind = "masked-lm" if "{mask}" in template.source else "causal-lm"
+    (batch,) = make_batches(
+        [Example((text,), 0)], make_prompt_tokenizer(), batch_size=1, task_type=kind, template=template, **values
+    )
+    return real_tokens(batch, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "template", "max_length", "words"),
+    [
+        ("w1 w2", MASKED, 7, r"task\.max_length: leaves no room for the text 'w1 w2'; raise it or shorten"),
+        ("w1", MASKED, 1, r"task\.max_length: leaves no room"),
+        ("w1", MASKED, 65, r"task\.max_length: the model allows 64"),
+        ("w1", Template("[MASK] {text} {mask}", ("text",)), 9, r"task\.template: spells \[MASK\] out"),
+    ],
+)
+def test_a_prompt_that_cannot_be_is_the_recipes_fault(
+    text: str, template: Template, max_length: int, words: str
+) -> None:
+    with pytest.raises(RecipeError, match=words):
+        prompt_ids(text, template, max_length=max_length)
+
+
+def test_the_shortest_prompt_has_one_word_of_the_text() -> None:
+    assert prompt_ids("w1 w2", MASKED, max_length=8) == [2, 25, 5, 26, 25, 24, 26, 3]
+
+
+@pytest.mark.parametrize(
+    ("text", "tokenizer", "words"),
+    [
+        ("w1 [MASK] w2", make_prompt_tokenizer(), r"'w1 \[MASK\] w2' contains the mask token"),
+        ("w1", make_prompt_tokenizer(mask_token=None), "no mask token"),
+        ("w1", make_prompt_tokenizer(pad_token=None), "no padding token"),
+        ("w1", CanineTokenizer(), "not a fast one"),
+        (" \u3000", make_prompt_tokenizer(), "has no tokens"),
+    ],
+)
+def test_a_prompt_that_cannot_be_made_of_a_text_says_why(text: str, tokenizer: Any, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        make_batches(
+            [Example((text,), 0)], tokenizer, max_length=16, batch_size=1, task_type="masked-lm", template=MASKED
+        )
+
+
+@pytest.mark.parametrize("kind", ["causal-lm", "language-modeling"])
+def test_a_causal_tokenizer_without_padding_pads_with_the_end_of_text(kind: str) -> None:
+    tokenizer = make_prompt_tokenizer("left", "$A", pad_token=None)
+    template = Template("{text}", ("text",)) if kind == "causal-lm" else None
+    examples = [Example(("w1 w2",), 0), Example(("w3 w4 w5",), 0)]
+    (batch,) = make_batches(examples, tokenizer, max_length=9, batch_size=2, task_type=kind, template=template)
+    assert batch.inputs["input_ids"].tolist() == [[3, 5, 6], [7, 8, 9]]
+    assert batch.inputs["attention_mask"].tolist() == [[0, 1, 1], [1, 1, 1]]
+    assert tokenizer.pad_token is None
+    assert tokenizer.padding_side == "left"
+    tokenizer.eos_token = None
+    with pytest.raises(DataError, match="no padding token"):
+        make_batches(examples, tokenizer, max_length=9, batch_size=2, task_type=kind, template=template)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(TEXT, min_size=1, max_size=9),
+    st.integers(3, 12),
+    st.sampled_from(["right", "left"]),
+    st.sampled_from(["[CLS] $A", "$A [SEP]"]),
+)
+def test_every_token_of_running_text_predicts_the_next(
+    texts: list[str], max_length: int, side: str, special: str
+) -> None:
+    batches = make_batches(
+        [Example((text,)) for text in texts],
+        make_prompt_tokenizer(side, special),
+        max_length=max_length,
+        batch_size=3,
+        task_type="language-modeling",
+    )
+    for batch in batches:
+        assert batch.answer is None
+        assert batch.labels.tolist() == [0] * len(batch)
+        assert batch.targets is not None
+        for row, index in enumerate(batch.indices.tolist()):
+            words = [4 + WORDS.index(word) for word in texts[index].split()][: max_length - 1]
+            assert real_tokens(batch, row) == ([2, *words] if special == "[CLS] $A" else [*words, 3])
+            ids, mask = batch.inputs["input_ids"][row].tolist(), batch.mask[row].tolist()
+            for at, target in enumerate(batch.targets[row].tolist()):
+                predicts = at + 1 < len(ids) and mask[at] and mask[at + 1]
+                assert target == (ids[at + 1] if predicts else NO_TARGET)
+            assert sum(target != NO_TARGET for target in batch.targets[row].tolist()) == len(words)
+
+
+def test_running_text_of_one_token_predicts_nothing() -> None:
+    tokenizer = make_prompt_tokenizer(special="$A")
+    examples = [Example(("w1 w2",)), Example(("w3",))]
+    with pytest.raises(DataError, match="'w3' has a single token"):
+        make_batches(examples, tokenizer, max_length=9, batch_size=2, task_type="language-modeling")
+    with pytest.raises(RecipeError, match=r"task\.max_length: leaves no token to predict"):
+        make_batches(examples[:1], tokenizer, max_length=1, batch_size=2, task_type="language-modeling")
+
+
+@pytest.mark.parametrize("kind", ["causal-lm", "language-modeling", "seq2seq"])
+def test_a_decoder_gets_token_types_only_if_they_say_something(kind: str) -> None:
+    values: dict[str, Any] = {"task_type": kind, "max_length": 9, "batch_size": 2}
+    values |= {"template": Template("{text}", ("text",))} if kind == "causal-lm" else {}
+    values |= {"decoder_start": 0} if kind == "seq2seq" else {}
+    for special, expected in (("$A", None), ("[CLS]:1 $A", [[1, 0, 0]])):
+        tokenizer = make_prompt_tokenizer(special=special)
+        tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+        (batch,) = make_batches([Example(("w1 w2",), target="w3")], tokenizer, **values)
+        found = batch.inputs.get("token_type_ids")
+        assert (None if found is None else found.tolist()) == expected
+
+
+def test_a_decoder_reads_its_targets_one_place_later() -> None:
+    examples = [Example(("w1 w2",), target="w9"), Example(("w3",), target="w5 w6 w7 w8 w9")]
+    (batch,) = make_batches(
+        examples,
+        make_prompt_tokenizer("left"),
+        max_length=4,
+        batch_size=2,
+        task_type="seq2seq",
+        target_tokenizer=make_prompt_tokenizer("left", "$A [SEP]", pad_token="[UNK]"),
+        decoder_start=19,
+    )
+    assert batch.indices.tolist() == [1, 0]
+    assert batch.inputs["input_ids"].tolist() == [[0, 2, 7, 3], [2, 5, 6, 3]]
+    assert batch.targets is not None
+    assert batch.targets.tolist() == [[9, 10, 11, 3], [13, 3, NO_TARGET, NO_TARGET]]
+    assert batch.inputs["decoder_input_ids"].tolist() == [[19, 9, 10, 11], [19, 13, 3, 1]]
+    assert batch.inputs["decoder_input_ids"].dtype == torch.long
+
+
+def test_targets_come_from_the_models_own_tokenizer_if_there_is_no_other() -> None:
+    (batch,) = make_batches(
+        [Example(("w1",), target="w2")],
+        make_prompt_tokenizer(),
+        max_length=4,
+        batch_size=2,
+        task_type="seq2seq",
+        decoder_start=0,
+    )
+    assert batch.targets is not None
+    assert batch.targets.tolist() == [[2, 6, 3]]
+    assert batch.inputs["decoder_input_ids"].tolist() == [[0, 2, 6]]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"task_type": "seq2seq"}, "needs decoder_start"),
+        ({"task_type": "causal-lm"}, "needs a template"),
+        ({"template": CAUSAL}, "has no template"),
+        ({"task_type": "summarization"}, "unknown kind of task 'summarization'; known: text-classification"),
+    ],
+)
+def test_a_kind_of_task_without_what_it_needs_is_a_mistake(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make_batches([], make_prompt_tokenizer(), max_length=8, batch_size=2, **values)
+
+
+def make_bpe(*words: str, prefix: bool = False) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer as GPT-2's (without ``prefix``) or RoBERTa's; Ġ is a space."""
+    pieces = sorted({character for word in words for character in word} | set("Ġa(great"))
+    merges, vocabulary = [], {piece: index for index, piece in enumerate(pieces)}
+    for word in words:
+        steps = [("Ġ", word[1:])] if word[0] == "Ġ" else [(word[:end], word[end]) for end in range(1, len(word))]
+        merges += steps
+        vocabulary |= {"".join(step): len(vocabulary) + at for at, step in enumerate(steps)}
+    core = Tokenizer(BPE(vocabulary, merges))
+    core.pre_tokenizer = ByteLevel(add_prefix_space=prefix)
+    return PreTrainedTokenizerFast(tokenizer_object=core, mask_token="<mask>")
+
+
+def spelled(tokenizer: PreTrainedTokenizerFast, words: Sequence[str], source: str | None, kind: str) -> list[str]:
+    template = None if source is None else Template(source, ("text",))
+    ids = label_word_ids(tokenizer, words, task_type=kind, template=template)
+    return list(tokenizer.convert_ids_to_tokens(list(ids)))
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "source", "expected"),
+    [
+        ("masked-lm", None, "Ġgood"),
+        ("masked-lm", "{text} It was {mask}.", "Ġgood"),
+        ("masked-lm", '{text} It was "{mask}".', "good"),
+        ("causal-lm", None, "Ġgood"),
+        ("causal-lm", "{text} It was", "Ġgood"),
+        ("causal-lm", "{text} It was ", "good"),
+        ("causal-lm", "{text}", "Ġgood"),
+    ],
+)
+def test_a_label_word_is_spelled_as_it_stands_in_the_template(
+    prefix: bool, kind: str, source: str | None, expected: str
+) -> None:
+    assert spelled(make_bpe("good", "Ġgood", prefix=prefix), ["good"], source, kind) == [expected]
+
+
+def test_at_a_mask_the_other_spelling_will_do_after_a_prompt_it_will_not() -> None:
+    tokenizer = make_bpe("good")
+    assert spelled(tokenizer, ["good"], "{text} {mask}", "masked-lm") == ["good"]
+    with pytest.raises(DataError, match="'good' is no single token, the tokenizer makes Ġ good of it; choose another"):
+        spelled(tokenizer, ["good"], "{text}", "causal-lm")
+
+
+def test_label_words_are_known_and_each_its_own_token() -> None:
+    tokenizer = make_prompt_tokenizer()
+    assert label_word_ids(tokenizer, ["w7", "It"], task_type="masked-lm") == (11, 25)
+    assert label_word_ids(tokenizer, ["w7", "It"], task_type="causal-lm") == (11, 25)
+    with pytest.raises(DataError, match=r"'wonderful' is no single token, the tokenizer makes \[UNK\] of it"):
+        label_word_ids(tokenizer, ["w7", "wonderful"], task_type="masked-lm")
+    with pytest.raises(DataError, match=r"'w7\.w8' is no single token, the tokenizer makes w7 \. w8 of it"):
+        label_word_ids(tokenizer, ["w7.w8"], task_type="causal-lm")
+    tokenizer.backend_tokenizer.normalizer = Replace("W", "w")
+    with pytest.raises(DataError, match="'w1' and 'W1' are the same token"):
+        label_word_ids(tokenizer, ["w1", "w2", "W1"], task_type="masked-lm")
+    with pytest.raises(ValueError, match="has no label words"):
+        label_word_ids(tokenizer, ["w1"], task_type="seq2seq")
+
+
+def test_a_real_masked_prompt_keeps_its_template(shared: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(shared / "models" / "minilm-sst2")
+    template = Template("Überall {text}, it was {mask}.", ("text",))
+    examples = [Example(("A surprisingly café-like, thought-provoking film " * length,), 0) for length in (1, 9)]
+    batches = make_batches(examples, tokenizer, max_length=24, batch_size=1, task_type="masked-lm", template=template)
+    for batch in batches:
+        assert batch.answer is not None
+        words = tokenizer.decode(real_tokens(batch, 0))
+        assert words.startswith("[CLS] uberall a surprisingly cafe - like")
+        assert words.endswith(", it was [MASK]. [SEP]")
+        assert tokenizer.convert_ids_to_tokens(batch.inputs["input_ids"][0].tolist())[batch.answer[0]] == "[MASK]"
+    assert batches[1].mask.shape[1] == 24
+    ids = label_word_ids(tokenizer, ["terrible", "great"], task_type="masked-lm", template=template)
+    assert tokenizer.convert_ids_to_tokens(list(ids)) == ["terrible", "great"]
+
+
+def mean_loss(model: Any, batches: Sequence[Any]) -> float:
+    """Mean loss per target token; a model in evaluation mode."""
+    total, count = 0.0, 0
+    with torch.inference_mode():
+        for batch in batches:
+            logits = model(**batch.inputs).logits
+            total += float(torch.nn.functional.cross_entropy(logits.mT, batch.targets, reduction="sum"))
+            count += int((batch.targets != NO_TARGET).sum())
+    return total / count
+
+
+def read_column(path: Path, count: int) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))[:count]
+
+
+def test_a_real_language_model_predicts_stories(shared: Path) -> None:
+    folder = shared / "models" / "stories260k"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    rows = read_column(shared / "data" / "stories" / "test.csv", 12)
+    batches = make_batches(
+        [Example((row["text"],)) for row in rows],
+        AutoTokenizer.from_pretrained(folder),
+        max_length=200,
+        batch_size=4,
+        task_type="language-modeling",
+    )
+    assert 0.8 < mean_loss(model, batches) < 1.2
+
+
+def test_a_real_encoder_decoder_predicts_phonemes(shared: Path) -> None:
+    folder = shared / "models" / "g2p-bart"
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval()
+    rows = read_column(shared / "data" / "g2p" / "test.csv", 40)
+    batches = make_batches(
+        [Example((row["text"],), target=row["target"]) for row in rows],
+        AutoTokenizer.from_pretrained(folder),
+        max_length=64,
+        batch_size=8,
+        task_type="seq2seq",
+        target_tokenizer=AutoTokenizer.from_pretrained(folder / "target_tokenizer"),
+        decoder_start=model.config.decoder_start_token_id,
+    )
+    assert mean_loss(model, batches) < 0.3
 
 
 def test_the_real_data_sets_are_read(shared: Path) -> None:

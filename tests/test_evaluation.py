@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import f1_score
-from tiny import LABELS, TINY, tiny_batches, tiny_bert
+from tiny import LABELS, TINY, tiny_batches
 
 from skillprune.data import Batch
 from skillprune.errors import DataError
@@ -21,7 +21,6 @@ from skillprune.evaluation import (
     Predictions,
     accuracy,
     compare,
-    label_names,
     macro_f1,
     mcnemar,
     predict_split,
@@ -66,13 +65,6 @@ def test_macro_f1_equals_scikit_learn(pairs: list[tuple[int, int]]) -> None:
 def test_macro_f1_of_a_majority_answer_by_hand() -> None:
     """Class 0: precision 3/4, recall 1, F1 6/7; class 1: F1 0. Class 2 does not occur and does not count."""
     assert macro_f1(integers([0, 0, 0, 1]), integers([0, 0, 0, 0])) == pytest.approx(3 / 7)
-
-
-def test_label_names_stand_in_the_order_of_their_ids() -> None:
-    model = tiny_bert(num_labels=12)
-    names = [f"class {index}" for index in range(12)]
-    model.config.id2label = {index: names[index] for index in reversed(range(12))}
-    assert label_names(model) == tuple(names)
 
 
 @pytest.mark.parametrize("family", sorted(TINY))

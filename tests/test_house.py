@@ -20,6 +20,7 @@ ROOMS = (
     "families",
     "demo",
     "data",
+    "answers",
     "activations",
     "prompts",
     "evaluation",
@@ -35,6 +36,7 @@ ROOMS = (
     "report",
     "pipeline",
     "cli",
+    "__main__",
 )
 
 # Third-party packages that only the rooms named may import; None stands for skillprune/__init__.py.

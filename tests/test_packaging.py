@@ -90,7 +90,9 @@ def content(wheel: Path) -> set[str]:
 
 def test_every_import_is_declared(project: dict[str, Any], used: set[str]) -> None:
     extras = project["optional-dependencies"]
-    declared = names_of([*project["dependencies"], *extras["optimum"], *extras["gpu"], *extras["report"]])
+    declared = names_of(
+        [*project["dependencies"], *extras["optimum"], *extras["gpu"], *extras["report"], *extras["prompts"]]
+    )
     assert used - declared == set()
 
 

@@ -218,7 +218,7 @@ def test_files_are_as_large_and_as_exact_as_the_report_says(done: Finished, repo
 
 def test_the_onnx_file_computes_what_the_checkpoint_computes(done: Finished) -> None:
     """At shapes that neither the trace nor the run's own check has seen."""
-    model = skillprune.checkpoint.load_classifier(done.output / "model", dtype="float32")
+    model = skillprune.checkpoint.load_model(done.output / "model", dtype="float32")
     session = onnxruntime.InferenceSession(str(done.output / "onnx" / "fp32" / "model.onnx"))
     rng = np.random.default_rng(5)
     for shape in ((1, 3), (5, 41)):

@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import TINY, tiny_bert
+from tiny import TINY_ALL, TINY_WIDTHS, tiny_bert
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import BartForSequenceClassification, PreTrainedModel
 
 from skillprune.errors import PlanMismatch, RecipeError
-from skillprune.families import find_ffns
+from skillprune.families import by_stack, find_ffns
 from skillprune.planning import (
     MAC_SEQUENCE,
     Costs,
@@ -42,12 +43,28 @@ SEEN = Provenance(model="m", data="d", examples=10, position="mean", seed=0)
 def scores_of(model: PreTrainedModel, seed: int = 0) -> NeuronScores:
     """Few distinct values, so that ties occur."""
     rng = np.random.default_rng(seed)
-    vectors = tuple(rng.integers(0, 9, size=ffn.width).astype(np.float64) for ffn in find_ffns(model))
-    return NeuronScores("wanda", {"encoder": vectors}, SEEN)
+    values = {
+        stack: tuple(rng.integers(0, 9, size=ffn.width).astype(np.float64) for ffn in ffns)
+        for stack, ffns in by_stack(find_ffns(model)).items()
+    }
+    return NeuronScores("wanda", values, SEEN)
+
+
+def attentions(model: PreTrainedModel) -> int:
+    """Attentions of the model: one per layer, and one more per layer of a decoder beside an encoder."""
+    stacks = by_stack(find_ffns(model))
+    return sum(len(ffns) * (2 if name == "decoder" and len(stacks) == 2 else 1) for name, ffns in stacks.items())
+
+
+def rotations(model: PreTrainedModel, tokens: int) -> int:
+    """Products of positions and frequencies, which transformers 4.57 writes as a matrix product."""
+    if model.config.model_type != "llama" or not transformers.__version__.startswith("4."):
+        return 0
+    return tokens * model.config.head_dim // 2
 
 
 def counted(model: PreTrainedModel, tokens: int) -> tuple[int, int, int, int]:
-    """Parameters, those in FFNs, MACs of one sequence, those in FFNs; attention adds 2 S S d a layer to its Linears."""
+    """Parameters, those in FFNs, MACs of one sequence, those in FFNs; an attention adds 2 S S d to its Linears."""
     macs: dict[nn.Module, int] = {}
 
     def count(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
@@ -63,11 +80,12 @@ def counted(model: PreTrainedModel, tokens: int) -> tuple[int, int, int, int]:
         hook.remove()
     ffns = find_ffns(model)
     hidden = ffns[0].down.weight.shape[0]
-    ours = [linear for ffn in ffns for linear in (ffn.up, ffn.down)]
+    gates = [block.mlp.gate_proj for block in model.model.layers] if model.config.model_type == "llama" else []
+    ours = [*gates, *(linear for ffn in ffns for linear in (ffn.up, ffn.down))]
     return (
         sum(parameter.numel() for parameter in {id(each): each for each in model.parameters()}.values()),
         sum(parameter.numel() for linear in ours for parameter in linear.parameters()),
-        sum(macs.values()) + len(ffns) * 2 * tokens * tokens * hidden,
+        sum(macs.values()) + attentions(model) * 2 * tokens * tokens * hidden + rotations(model, tokens),
         sum(macs[linear] for linear in ours),
     )
 
@@ -160,14 +178,14 @@ def test_scores_of_another_model_are_refused_with_both_widths() -> None:
         plan_pruning(tiny_bert(width=32), scores_of(tiny_bert(width=24)), keep_ratio=0.5)
 
 
-@pytest.mark.parametrize("family", sorted(TINY))
+@pytest.mark.parametrize("family", sorted(TINY_ALL))
 @pytest.mark.parametrize(
     ("ratio", "round_to", "keep_layers"), [(0.25, 8, ()), (0.4, 1, (1,)), (0.7, 16, 0.3), (1.0, 16, ())]
 )
 def test_predicted_costs_are_those_counted_before_and_after_pruning(
     family: str, ratio: float, round_to: int, keep_layers: Layers
 ) -> None:
-    model = TINY[family](width=48)
+    model = TINY_ALL[family](width=48)
     arguments: dict[str, Any] = {"keep_ratio": ratio, "round_to": round_to, "keep_layers": keep_layers}
     predicted = predict_plan(model, **arguments)
     plan = plan_pruning(model, scores_of(model), **arguments)
@@ -176,7 +194,20 @@ def test_predicted_costs_are_those_counted_before_and_after_pruning(
     prune_(model, plan)
     assert parts(plan.after) == counted(model, plan.after.sequence)
     assert plan.after == model_costs(model)
-    assert {"encoder": tuple(ffn.width for ffn in find_ffns(model))} == plan.width_after
+    found = {stack: tuple(ffn.width for ffn in ffns) for stack, ffns in by_stack(find_ffns(model)).items()}
+    assert found == plan.width_after
+    assert plan.width_before == {
+        stack: tuple(48 if width == 32 else width for width in widths) for stack, widths in TINY_WIDTHS[family].items()
+    }
+
+
+def test_a_bart_classifier_is_counted_although_it_answers_at_an_end_token() -> None:
+    model = BartForSequenceClassification(TINY_ALL["bart"]().config).eval()
+    costs = model_costs(model)
+    written = model_costs(model.model)
+    head = model.classification_head
+    assert costs.macs - written.macs == head.dense.weight.numel() + head.out_proj.weight.numel()
+    assert costs.ffn_macs == costs.sequence * 2 * 16 * (3 * 32 + 2 * 24)
 
 
 def test_costs_are_counted_for_one_sequence_that_the_model_can_read() -> None:

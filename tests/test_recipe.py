@@ -85,9 +85,14 @@ def test_everything_but_model_and_task_has_its_documented_default(tmp_path: Path
         "model": {"name": "builtin:reviews-tiny", "revision": None, "dtype": "float32", "device_map": None},
         "task": {
             "type": "text-classification", "data": "builtin:reviews", "text": ["text"], "label": "label",
-            "labels": None, "template": None, "metric": "accuracy", "max_length": 128,
+            "labels": None, "template": None, "label_words": None, "target": None, "target_tokenizer": None,
+            "metric": "accuracy", "max_length": 128,
         },
-        "scoring": {"criterion": "wanda", "examples": 2048, "position": "mean", "also": [], "batch_size": 32},
+        "scoring": {
+            "criterion": "skill", "examples": 2048, "prompt": None, "position": "mean", "include_special": True,
+            "include_prompt": False, "multiclass": "ovr", "reduce": "max", "balanced": True, "also": [],
+            "batch_size": 32,
+        },
         "plan": {"keep_ratio": 0.25, "round_to": 16, "keep_layers": []},
         "repair": {"method": "least_squares", "ridge": 0.01},
         "recovery": {"epochs": 0},
@@ -131,7 +136,7 @@ WRONG = [
     ("plan: {keep_layers: [0, {}]}", "true", "plan.keep_layers[1]", "whole number"),
     ("plan: {}", "[]", "plan", "a mapping with the keys keep_ratio, round_to, keep_layers"),
     ("scoring: {criterion: {}}", "wandaa", "scoring.criterion", "'wanda'"),
-    ("scoring: {also: {}}", "[wanda]", "scoring.also", "repeats the criterion 'wanda'"),
+    ("scoring: {also: {}}", "[skill]", "scoring.also", "repeats the criterion 'skill'"),
     ("scoring: {also: {}}", "[random, random]", "scoring.also", "twice"),
     ("scoring: {examples: {}}", "1e3", "scoring.examples", "whole number"),
     ("repair: {ridge: {}}", "0", "repair.ridge", "greater than 0"),
@@ -178,13 +183,119 @@ def test_a_wrong_value_is_reported_where_it_stands(
         ("{data: builtin:reviews, text: a, label: a}", "task.label", "also a text column"),
         ("{data: builtin:reviews, labels: [a]}", "task.labels", "at least 2"),
         ("{data: builtin:reviews, labels: [a, no]}", "task.labels[1]", "put it in quotes"),
-        ("{data: builtin:reviews, template: x}", "task.template", "null"),
+        ("{data: builtin:reviews, template: x}", "task.template", "should be null; text-classification has no prompt"),
+        ("{data: builtin:reviews, label_words: {a: b, c: d}}", "task.label_words", "should be null"),
+        ("{data: builtin:reviews, target: y}", "task.target", "should be null; text-classification has no target"),
+        ("{data: builtin:reviews, target_tokenizer: y}", "task.target_tokenizer", "should be null"),
+        ("{data: builtin:reviews, metric: loss}", "task.metric", "should be accuracy or macro_f1"),
+        ("{data: builtin:reviews, metric: bleu}", "task.metric", "'accuracy', 'macro_f1' or 'loss'"),
+        ("{data: builtin:reviews, type: summarization}", "task.type", "'seq2seq'"),
+        ("{data: builtin:reviews, type: summarization, template: x, metric: loss}", "task.type", "'seq2seq'"),
     ],
 )
 def test_a_wrong_task_is_refused(home: Path, task: str, field: str, words: str) -> None:
     problem = only(home, f"model: model\ntask: {task}\n")
     assert (problem.field, problem.line) == (field, 2)
     assert words in problem.message
+
+
+WORDS = "label_words: {bad: terrible, good: great}"
+MASKED = f'type: masked-lm, template: "{{text}} It was {{mask}}.", {WORDS}'
+CAUSAL = f'type: causal-lm, template: "{{text}} It was", {WORDS}'
+
+
+@pytest.mark.parametrize(
+    ("keys", "field", "words"),
+    [
+        (f'type: masked-lm, template: "{{text}} was.", {WORDS}', "task.template", "has no {mask}"),
+        (f'type: masked-lm, template: "{{text}} {{mask}} {{mask}}", {WORDS}', "task.template", "has 2 times {mask}"),
+        (f'type: masked-lm, template: "It was {{mask}}.", {WORDS}', "task.template", "has no {text}"),
+        (f'type: masked-lm, template: "{{text}} {{text}} {{mask}}", {WORDS}', "task.template", "has 2 times {text}"),
+        (f'type: masked-lm, template: "{{txt}} {{text}} {{mask}}", {WORDS}', "task.template", "placeholder {txt}"),
+        (f'type: masked-lm, template: "{{}} {{text}} {{mask}}", {WORDS}', "task.template", "placeholder {}; there is"),
+        (f'type: masked-lm, template: "{{text!r}} {{mask}}", {WORDS}', "task.template", "placeholder {text!r}"),
+        (f'type: masked-lm, template: "{{text:>9}} {{mask}}", {WORDS}', "task.template", "placeholder {text:>9}"),
+        (f'type: masked-lm, template: "{{text {{mask}}", {WORDS}', "task.template", "cannot be read"),
+        (f'type: masked-lm, template: "text}} {{mask}}", {WORDS}', "task.template", "cannot be read"),
+        (f'type: masked-lm, text: mask, template: "{{mask}}", {WORDS}', "task.template", "rename the column"),
+        (f'type: causal-lm, template: "{{text}} was {{mask}}", {WORDS}', "task.template", "follows the end"),
+        (f'type: causal-lm, text: [a, b], template: "{{a}}", {WORDS}', "task.template", "has no {b}"),
+        (f"type: causal-lm, template: 3, {WORDS}", "task.template", "should be text"),
+        ('type: causal-lm, template: "{text}"', "task.label_words", "is required for causal-lm"),
+        (f"type: masked-lm, {WORDS}", "task.template", "is required for masked-lm, as in '{text} It was {mask}.'"),
+        ('type: causal-lm, template: "{text}", label_words: [a, b]', "task.label_words", "should be a mapping"),
+        ('type: causal-lm, template: "{text}", label_words: {a: b}', "task.label_words", "at least 2"),
+        ('type: causal-lm, template: "{text}", label_words: {a: b, c: b}', "task.label_words", "twice"),
+        ('type: causal-lm, template: "{text}", label_words: {bad: "", c: b}', "task.label_words.bad", "at least 1"),
+        ('type: causal-lm, template: "{text}", label_words: {bad: " x", c: b}', "task.label_words.bad", "a space"),
+        ('type: causal-lm, template: "{text}", label_words: {bad: no, c: b}', "task.label_words.bad", "in quotes"),
+        (f"{CAUSAL}, labels: [bad, fine]", "task.label_words", "one word for each of task.labels: bad, fine"),
+        (f"{CAUSAL}, labels: [bad, good, fine]", "task.label_words", "one word for each"),
+        (f"{MASKED}, metric: loss", "task.metric", "does not fit masked-lm; should be accuracy or macro_f1"),
+        (f"{MASKED}, target: y", "task.target", "masked-lm has no target text"),
+        ("type: language-modeling, labels: [a, b]", "task.labels", "language-modeling has no classes"),
+        ("type: language-modeling, text: [a, b]", "task.text", "one column"),
+        ("type: language-modeling, template: x", "task.template", "should be null"),
+        ("type: language-modeling, target: y", "task.target", "should be null"),
+        ("type: language-modeling, metric: accuracy", "task.metric", "should be loss"),
+        ("type: seq2seq, labels: [a, b]", "task.labels", "seq2seq has no classes"),
+        (f"type: seq2seq, {WORDS}", "task.label_words", "seq2seq has no prompt"),
+        ("type: seq2seq, text: [target, b]", "task.target", "the column 'target' is also a text column"),
+        ("type: seq2seq, text: a, target: a", "task.target", "the column 'a' is also a text column"),
+    ],
+)
+def test_a_wrong_task_of_another_kind_is_refused(home: Path, keys: str, field: str, words: str) -> None:
+    text = f"model: model\ntask: {{data: builtin:reviews, {keys}}}\n"
+    problem = only(home, text)
+    assert (problem.field, problem.line) == (field, 2)
+    assert words in problem.message
+    key = f"{field.rpartition('.')[2]}: "
+    line = text.splitlines()[1]
+    column = line.index(key) + len(key) if key in line else len("task: ")
+    assert problem.column == column + 1
+
+
+def test_every_problem_of_a_prompt_comes_at_once(home: Path) -> None:
+    text = """\
+model: model
+task:
+  type: masked-lm
+  data: builtin:reviews
+  template: "{text}"
+  label_words: {a: b}
+  target_tokenizer: x
+  metric: loss
+"""
+    found = [(p.field, p.line, p.column) for p in problems(home, text)]
+    keys = ("template", "label_words", "target_tokenizer", "metric")
+    columns = (13, 16, 21, 11)
+    assert found == [
+        (f"task.{key}", 5 + at, column) for at, (key, column) in enumerate(zip(keys, columns, strict=True))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("keys", "metric", "target"),
+    [
+        (MASKED, "accuracy", None),
+        (f"{CAUSAL}, metric: macro_f1, labels: [good, bad]", "macro_f1", None),
+        ("type: language-modeling", "loss", None),
+        ("type: language-modeling, text: label, metric: null", "loss", None),
+        ("type: seq2seq, metric: loss, target_tokenizer: target_tokenizer", "loss", "target"),
+        ("type: seq2seq, text: [a, b], target: phonemes", "loss", "phonemes"),
+    ],
+)
+def test_every_kind_of_task_has_its_metric_and_target(home: Path, keys: str, metric: str, target: str | None) -> None:
+    recipe = load_recipe(write(home, f"model: model\ntask: {{data: builtin:reviews, {keys}}}\n"))
+    assert (recipe.task.metric, recipe.task.target) == (metric, target)
+    jsonschema.validate(yaml.safe_load((home / "recipe.yaml").read_text(encoding="utf-8")), recipe_schema())
+    assert load_recipe(write(home, dump_recipe(recipe))) == recipe
+
+
+def test_label_words_can_be_overridden_one_by_one(home: Path) -> None:
+    path = write(home, f"model: model\ntask: {{data: builtin:reviews, {MASKED}}}\n")
+    words = load_recipe(path, ["task.label_words.bad=awful"]).task.label_words
+    assert list((words or {}).items()) == [("bad", "awful"), ("good", "great")]
 
 
 @pytest.mark.parametrize(
@@ -354,6 +465,10 @@ TRICKY = st.sampled_from(
 TEXTS = NAMES | TRICKY
 
 
+def each_value_once(words: dict[str, str]) -> bool:
+    return len({*words.values()}) == len(words)
+
+
 @st.composite
 def recipes(draw: st.DrawFn, folder: str) -> Recipe:
     columns = draw(st.lists(TEXTS, min_size=3, max_size=3, unique=True))
@@ -364,14 +479,25 @@ def recipes(draw: st.DrawFn, folder: str) -> Recipe:
     )
     positive = st.integers(1, 10**6)
     layers = st.lists(st.integers(-99, 99), unique=True) | st.floats(0, 1, exclude_max=True)
+    bare = TEXTS.filter(lambda word: word == word.strip())
+    prompt: dict[str, Any] = {}
+    if draw(st.booleans()):
+        columns[:2] = ["text", "a.b"]
+        literal = draw(TEXTS).replace("{", "{{").replace("}", "}}")
+        prompt = {
+            "type": "masked-lm",
+            "template": f"{literal}{{a.b}}{literal}{{mask}}{{text}}",
+            "label_words": draw(st.dictionaries(TEXTS, bare, min_size=2, max_size=3).filter(each_value_once)),
+        }
     return Recipe.model_validate(
         {
             "model": {"name": draw(st.sampled_from([f"{folder}/model", "a/b", "builtin:reviews-tiny"]))},
             "task": {
                 "data": draw(st.sampled_from([files, "builtin:reviews", hub])),
-                "text": columns[: draw(st.integers(1, 2))],
+                "text": columns[: 2 if prompt else draw(st.integers(1, 2))],
                 "label": columns[2],
-                "labels": draw(st.none() | st.lists(TEXTS, min_size=2, max_size=4, unique=True)),
+                "labels": None if prompt else draw(st.none() | st.lists(TEXTS, min_size=2, max_size=4, unique=True)),
+                **prompt,
             },
             "scoring": {"criterion": criteria[0], "also": criteria[1:], "examples": draw(positive)},
             "plan": {"keep_ratio": draw(st.floats(0, 1, exclude_min=True)), "keep_layers": draw(layers)},
@@ -394,7 +520,9 @@ def folder() -> Iterator[str]:
 @given(data=st.data())
 def test_what_is_dumped_loads_back_equal(folder: str, data: st.DataObject) -> None:
     recipe = data.draw(recipes(folder))
-    assert load_recipe(write(Path(folder), dump_recipe(recipe))) == recipe
+    loaded = load_recipe(write(Path(folder), dump_recipe(recipe)))
+    assert loaded == recipe
+    assert list(loaded.task.label_words or ()) == list(recipe.task.label_words or ())
 
 
 @pytest.mark.parametrize("text", [MINIMAL, CONTRACT.replace("train: train", "train: x")])

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from tiny import TINY, VOCABULARY, tiny_batches
+from tiny import PAD, TINY, TINY_ALL, TINY_WIDTHS, VOCABULARY, batches_for, tiny_batches, tiny_keep
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -29,53 +29,100 @@ LAYERS, WIDTH = 3, 32
 LENGTHS = (3, 9, 5, 12, 7, 4, 10, 6, 8, 11, 9, 5, 12, 4, 7, 10, 3, 8, 6, 12)  # examples 9 and 19 are held out
 KEEP = (range(0, 32, 2), range(5, 20), (0, 1, 2, 7, 31))
 UNCOUNTED = Costs(0, 0, 0, 0, 0)
+EVERYTHING = (range(WIDTH),) * LAYERS
+
+
+class Paths(NamedTuple):
+    """Where a stack's blocks are and, in a block: what reads the stream before the FFN, down, and what reads it after.
+
+    In a pre-norm block nothing reads it after: it is what the block gives.
+    """
+
+    blocks: str
+    before: str
+    down: str
+    after: str | None
+
+
 FFN_PATHS = {
-    "bert": ("bert.encoder.layer", "intermediate.dense", "output.dense", "output.LayerNorm"),
-    "roberta": ("roberta.encoder.layer", "intermediate.dense", "output.dense", "output.LayerNorm"),
-    "distilbert": ("distilbert.transformer.layer", "ffn.lin1", "ffn.lin2", "output_layer_norm"),
+    "bert": {"encoder": Paths("bert.encoder.layer", "intermediate.dense", "output.dense", "output.LayerNorm")},
+    "roberta": {"encoder": Paths("roberta.encoder.layer", "intermediate.dense", "output.dense", "output.LayerNorm")},
+    "distilbert": {"encoder": Paths("distilbert.transformer.layer", "ffn.lin1", "ffn.lin2", "output_layer_norm")},
+    "llama": {"decoder": Paths("model.layers", "post_attention_layernorm", "mlp.down_proj", None)},
+    "bart": {
+        "encoder": Paths("model.encoder.layers", "fc1", "fc2", "final_layer_norm"),
+        "decoder": Paths("model.decoder.layers", "fc1", "fc2", "final_layer_norm"),
+    },
 }
 Array = NDArray[np.float64]
 Solve = Callable[[Array, Array, Array, "Array | None", Sequence[int]], "tuple[Array, Array | None]"]
-families = pytest.mark.parametrize("family", sorted(TINY))
+families = pytest.mark.parametrize("family", sorted(TINY_ALL))
 
 
-def plan_of(*keep: Sequence[int]) -> PruningPlan:
+def plan_of(*keep: Sequence[int], stack: str = "encoder") -> PruningPlan:
     widths = (WIDTH,) * len(keep)
-    return PruningPlan({"encoder": tuple(map(tuple, keep))}, {"encoder": widths}, "test", {}, 1, UNCOUNTED, UNCOUNTED)
+    return PruningPlan({stack: tuple(map(tuple, keep))}, {stack: widths}, "test", {}, 1, UNCOUNTED, UNCOUNTED)
 
 
-def model_of(family: str, *, bias: bool = True, **sizes: int) -> PreTrainedModel:
-    """A tiny model in float64, its down projections without bias if asked."""
-    model = TINY[family](**sizes).double()
-    blocks, _, down, _ = FFN_PATHS[family]
-    for block in () if bias else model.get_submodule(blocks):
-        old = block.get_submodule(down)
-        bare = nn.Linear(old.in_features, old.out_features, bias=False, dtype=torch.float64)
-        bare.weight = old.weight
-        block.set_submodule(down, bare)
+def plan_for(family: str, *keep: Sequence[int]) -> PruningPlan:
+    """A plan for every stack of the family's tiny model."""
+    return PruningPlan(tiny_keep(family, *keep), TINY_WIDTHS[family], "test", {}, 1, UNCOUNTED, UNCOUNTED)
+
+
+def model_of(family: str, *, bias: bool | None = None, **sizes: int) -> PreTrainedModel:
+    """A tiny model in float64, its down projections with or without bias if asked."""
+    model = TINY_ALL[family](**sizes).double()
+    generator = torch.Generator().manual_seed(0)
+    for _, _, down in downs(model):
+        if bias is False:
+            down.bias = None
+        elif bias and down.bias is None:
+            down.bias = nn.Parameter(torch.randn(down.out_features, dtype=torch.float64, generator=generator))
     return model
 
 
-def downs(model: PreTrainedModel) -> list[nn.Linear]:
-    blocks, _, down, _ = FFN_PATHS[model.config.model_type]
-    return [block.get_submodule(down) for block in model.get_submodule(blocks)]
+def downs(model: PreTrainedModel) -> list[tuple[str, int, nn.Linear]]:
+    """The down projections with stack and layer, in the order they run."""
+    return [
+        (stack, layer, block.get_submodule(paths.down))
+        for stack, paths in FFN_PATHS[model.config.model_type].items()
+        for layer, block in enumerate(model.get_submodule(paths.blocks))
+    ]
 
 
-def observe(model: PreTrainedModel, layer: int, batches: Sequence[Batch]) -> tuple[Array, Array, Array]:
+def real(batch: Batch, stack: str) -> Tensor:
+    """Where a stack sees no padding; BART's decoder is padded in what it is given to write."""
+    written = batch.inputs.get("decoder_input_ids")
+    return batch.inputs["attention_mask"].bool() if written is None or stack == "encoder" else written != PAD
+
+
+def observe(model: PreTrainedModel, stack: str, layer: int, batches: Sequence[Batch]) -> tuple[Array, Array, Array]:
     """Stacked over real tokens: activations, the stream before the FFN adds to it, and the stream after."""
-    blocks, *paths = FFN_PATHS[model.config.model_type]
-    block = model.get_submodule(blocks)[layer]
-    up, down, norm = (block.get_submodule(path) for path in paths)
-    stacked: dict[nn.Module, list[Tensor]] = {down: [], up: [], norm: []}
+    paths = FFN_PATHS[model.config.model_type][stack]
+    block = model.get_submodule(paths.blocks)[layer]
+    stacked: dict[str, list[Tensor]] = {"activations": [], "before": [], "after": []}
     for batch in batches:
-        calls: dict[nn.Module, list[Tensor]] = {module: [] for module in stacked}
-        handles = [m.register_forward_pre_hook(lambda m, args, calls=calls: calls[m].append(args[0])) for m in stacked]
+        calls: dict[str, list[Tensor]] = {name: [] for name in stacked}
+
+        def read(name: str, calls: dict[str, list[Tensor]] = calls) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+            return lambda _, args: calls[name].append(args[0])
+
+        def give(_: nn.Module, __: Any, output: Any, calls: dict[str, list[Tensor]] = calls) -> None:
+            calls["after"].append(output if isinstance(output, Tensor) else output[0])
+
+        handles = [
+            block.get_submodule(paths.down).register_forward_pre_hook(read("activations")),
+            block.get_submodule(paths.before).register_forward_pre_hook(read("before")),
+            block.register_forward_hook(give)
+            if paths.after is None
+            else block.get_submodule(paths.after).register_forward_pre_hook(read("after")),
+        ]
         with torch.no_grad():
             model(**batch.inputs)
         for handle in handles:
             handle.remove()
-        for module, rows in stacked.items():
-            rows.append(torch.cat(calls[module], dim=1)[batch.mask])
+        for name, rows in stacked.items():
+            rows.append(torch.cat(calls[name], dim=1)[real(batch, stack)])
     activations, before, after = (torch.cat(rows).numpy() for rows in stacked.values())
     return activations, before, after
 
@@ -107,22 +154,24 @@ def missed(a: Array, y: Array, w: Array, b: Array | None) -> float:
 
 
 def slow_repair(
-    dense: PreTrainedModel, keep: Sequence[Sequence[int]], batches: Sequence[Batch], solve: Solve
+    dense: PreTrainedModel, plan: PruningPlan, batches: Sequence[Batch], solve: Solve
 ) -> tuple[PreTrainedModel, list[LayerError]]:
     """Never slices: the pruned neurons' columns become zero in a copy of full width."""
     student, errors = deepcopy(dense), []
-    held = np.concatenate([(batch.indices % 10 == 9)[:, None].expand_as(batch.mask)[batch.mask] for batch in batches])
-    for layer, kept in enumerate(map(list, keep)):
-        if len(kept) == WIDTH:
+    for stack, layer, down in downs(student):
+        kept = list(plan.keep[stack][layer])
+        if len(kept) == down.in_features:
             continue
-        _, _, wanted = observe(dense, layer, batches)
-        a, before, _ = observe(student, layer, batches)
-        y, down = wanted - before, downs(student)[layer]
+        masks = [(real(batch, stack), batch.indices % 10 == 9) for batch in batches]
+        held = np.concatenate([nine[:, None].expand_as(mask)[mask] for mask, nine in masks])
+        _, _, wanted = observe(dense, stack, layer, batches)
+        a, before, _ = observe(student, stack, layer, batches)
+        y = wanted - before
         w, b = down.weight.detach().numpy().copy(), None if down.bias is None else down.bias.detach().numpy().copy()
         new_w, new_b = solve(a[~held], y[~held], w, b, kept)
         errors.append(
             LayerError(
-                "encoder",
+                stack,
                 layer,
                 missed(a[held][:, kept], y[held], w[:, kept], b),
                 missed(a[held][:, kept], y[held], new_w, new_b),
@@ -136,8 +185,13 @@ def slow_repair(
 
 
 def logits(model: PreTrainedModel, batches: Sequence[Batch]) -> Tensor:
-    with torch.no_grad():
-        return torch.cat([model(**batch.inputs).logits for batch in batches])
+    """One row per example, or per real token of a model that writes."""
+    found: list[Tensor] = []
+    for batch in batches:
+        with torch.no_grad():
+            rows = model(**batch.inputs).logits
+        found.append(rows if rows.dim() == 2 else rows[real(batch, "decoder")])
+    return torch.cat(found)
 
 
 def assert_close(model: PreTrainedModel, other: PreTrainedModel, rtol: float = 1e-6) -> None:
@@ -152,12 +206,14 @@ REFERENCES: dict[str, Solve] = {"least_squares": ridge_rows(0.03), "mean": fold_
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("method", REFERENCES)
 def test_every_layer_is_what_the_slow_reference_finds(family: str, bias: bool, method: str) -> None:
-    dense, batches = model_of(family, bias=bias), tiny_batches(lengths=LENGTHS)
-    expected, expected_errors = slow_repair(dense, KEEP, batches, REFERENCES[method])
+    dense, batches, plan = model_of(family, bias=bias), batches_for(family, lengths=LENGTHS), plan_for(family, *KEEP)
+    expected, expected_errors = slow_repair(dense, plan, batches, REFERENCES[method])
     repaired = deepcopy(dense)
-    errors = prune_and_repair_(repaired, plan_of(*KEEP), batches, method=method, ridge=0.03)
-    for kept, found, wanted in zip(KEEP, downs(repaired), downs(expected), strict=True):
-        torch.testing.assert_close(found.weight, wanted.weight[:, list(kept)], rtol=1e-7, atol=1e-9)
+    errors = prune_and_repair_(repaired, plan, batches, method=method, ridge=0.03)
+    assert len(errors) == sum(map(len, TINY_WIDTHS[family].values()))
+    for (stack, layer, found), (_, _, wanted) in zip(downs(repaired), downs(expected), strict=True):
+        kept = list(plan.keep[stack][layer])
+        torch.testing.assert_close(found.weight, wanted.weight[:, kept], rtol=1e-7, atol=1e-9)
         if bias:
             torch.testing.assert_close(found.bias, wanted.bias, rtol=1e-7, atol=1e-9)
         else:
@@ -177,24 +233,28 @@ def test_a_chunked_feed_forward_is_repaired_like_a_whole_one() -> None:
     assert_close(chunked, whole, rtol=1e-9)
 
 
-@families
-@pytest.mark.parametrize("layer", range(LAYERS))
-def test_an_endless_ridge_folds_the_mean_where_nothing_below_was_cut(family: str, layer: int) -> None:
+@pytest.mark.parametrize(
+    ("family", "stack", "layer"),
+    [(f, s, layer) for f in FFN_PATHS if f != "llama" for s, w in TINY_WIDTHS[f].items() for layer in range(len(w))],
+)
+def test_an_endless_ridge_folds_the_mean_where_nothing_below_was_cut(family: str, stack: str, layer: int) -> None:
     # Further up the intercept also carries the mean error of the layers below, which the mean fold leaves alone.
-    keep: list[Sequence[int]] = [range(WIDTH)] * LAYERS
-    keep[layer] = KEEP[layer]
-    folded, fitted, batches = model_of(family), model_of(family), tiny_batches(lengths=LENGTHS)
-    prune_and_repair_(folded, plan_of(*keep), batches, method="mean")
-    prune_and_repair_(fitted, plan_of(*keep), batches, method="least_squares", ridge=1e12)
+    keep = {name: [tuple(range(width)) for width in widths] for name, widths in TINY_WIDTHS[family].items()}
+    keep[stack][layer] = tuple(neuron for neuron in KEEP[layer] if neuron in keep[stack][layer])
+    plan = replace(plan_for(family, *KEEP), keep={name: tuple(layers) for name, layers in keep.items()})
+    folded, fitted, batches = model_of(family), model_of(family), batches_for(family, lengths=LENGTHS)
+    prune_and_repair_(folded, plan, batches, method="mean")
+    prune_and_repair_(fitted, plan, batches, method="least_squares", ridge=1e12)
     assert_close(fitted, folded, rtol=1e-9)
-    assert not torch.allclose(downs(folded)[layer].bias, downs(model_of(family))[layer].bias, atol=1e-3)
+    biases = [{(s, n): down.bias for s, n, down in downs(model)}[stack, layer] for model in (folded, model_of(family))]
+    assert not torch.allclose(*biases, atol=1e-3)
 
 
 @families
 def test_zero_is_prune(family: str) -> None:
-    sliced, repaired = TINY[family](), TINY[family]()
-    prune_(sliced, plan_of(*KEEP))
-    errors = prune_and_repair_(repaired, plan_of(*KEEP), tiny_batches(lengths=LENGTHS), method="zero")
+    sliced, repaired = TINY_ALL[family](), TINY_ALL[family]()
+    prune_(sliced, plan_for(family, *KEEP))
+    errors = prune_and_repair_(repaired, plan_for(family, *KEEP), batches_for(family, lengths=LENGTHS), method="zero")
     assert_close(repaired, sliced, rtol=0)
     assert repaired.config.to_dict() == sliced.config.to_dict()
     assert all(error.before == error.after > 0 for error in errors)
@@ -203,32 +263,35 @@ def test_zero_is_prune(family: str) -> None:
 @families
 @pytest.mark.parametrize("method", METHODS)
 def test_keeping_everything_changes_nothing(family: str, method: str) -> None:
-    model, batches = TINY[family](), tiny_batches()
+    model, batches = TINY_ALL[family](), batches_for(family)
     expected = logits(model, batches)
-    assert prune_and_repair_(model, plan_of(*[range(WIDTH)] * LAYERS), batches, method=method) == ()
-    assert_close(model, TINY[family](), rtol=0)
+    assert prune_and_repair_(model, plan_for(family, *EVERYTHING), batches, method=method) == ()
+    assert_close(model, TINY_ALL[family](), rtol=0)
     torch.testing.assert_close(logits(model, batches), expected, rtol=0, atol=1e-5)
 
 
 @families
 def test_a_layer_that_keeps_everything_is_untouched(family: str) -> None:
-    model, dense = TINY[family](), TINY[family]()
-    errors = prune_and_repair_(model, plan_of(KEEP[0], range(WIDTH), KEEP[2]), tiny_batches(lengths=LENGTHS))
-    blocks = FFN_PATHS[family][0]
-    assert_close(model.get_submodule(blocks)[1], dense.get_submodule(blocks)[1], rtol=0)
-    assert [error.layer for error in errors] == [0, 2]
+    model, dense = TINY_ALL[family](), TINY_ALL[family]()
+    plan = plan_for(family, KEEP[0], range(WIDTH), KEEP[2])
+    errors = prune_and_repair_(model, plan, batches_for(family, lengths=LENGTHS))
+    for stack, paths in FFN_PATHS[family].items():
+        assert_close(model.get_submodule(paths.blocks)[1], dense.get_submodule(paths.blocks)[1], rtol=0)
+        assert [error.layer for error in errors if error.stack == stack] == [0, 2][
+            : len(TINY_WIDTHS[family][stack]) - 1
+        ]
 
 
 @families
 def test_the_width_is_recorded_where_layers_agree(family: str) -> None:
-    model = TINY[family]()
-    prune_and_repair_(model, plan_of(*[range(8)] * LAYERS), tiny_batches())
-    assert getattr(model.config, find_ffns(model)[0].stack.width_attribute) == 8
+    model = TINY_ALL[family]()
+    prune_and_repair_(model, plan_for(family, *[range(8)] * LAYERS), batches_for(family))
+    assert [getattr(model.config, ffn.stack.width_attribute) for ffn in find_ffns(model)] == [8] * len(downs(model))
 
 
 @settings(max_examples=15, deadline=None)
 @given(
-    st.sampled_from(sorted(TINY)),
+    st.sampled_from(sorted(TINY_ALL)),
     st.lists(st.sets(st.integers(0, WIDTH - 1), min_size=1), min_size=LAYERS, max_size=LAYERS),
     st.sampled_from([1e-6, 0.01, 1.0, 100.0]),
     st.booleans(),
@@ -236,8 +299,9 @@ def test_the_width_is_recorded_where_layers_agree(family: str) -> None:
 def test_least_squares_never_misses_more_than_slicing_does(
     family: str, keep: list[set[int]], ridge: float, bias: bool
 ) -> None:
-    batches = tiny_batches(lengths=LENGTHS[:9])  # none is held out, so the error is that of the fit itself
-    errors = prune_and_repair_(model_of(family, bias=bias), plan_of(*map(sorted, keep)), batches, ridge=ridge)
+    batches = batches_for(family, lengths=LENGTHS[:9])  # none is held out, so the error is that of the fit itself
+    plan = plan_for(family, *map(sorted, keep))
+    errors = prune_and_repair_(model_of(family, bias=bias), plan, batches, ridge=ridge)
     assert all(error.after <= error.before * (1 + 1e-9) for error in errors)
 
 
@@ -245,14 +309,15 @@ def test_least_squares_never_misses_more_than_slicing_does(
 @pytest.mark.parametrize("method", ["mean", "least_squares"])
 def test_padding_never_counts(family: str, method: str) -> None:
     plain, padded = model_of(family), model_of(family)
-    batches = tiny_batches(lengths=LENGTHS)
+    batches, plan = batches_for(family, lengths=LENGTHS), plan_for(family, *KEEP)
     junk = []
-    for batch in tiny_batches(lengths=LENGTHS, pad_to=30):
+    for batch in batches_for(family, lengths=LENGTHS, pad_to=30):
         noise = torch.randint(3, VOCABULARY, batch.mask.shape, generator=torch.Generator().manual_seed(1))
-        ids = torch.where(batch.mask, batch.inputs["input_ids"], noise)
-        junk.append(replace(batch, inputs={**batch.inputs, "input_ids": ids}))
-    expected = prune_and_repair_(plain, plan_of(*KEEP), batches, method=method)
-    found = prune_and_repair_(padded, plan_of(*KEEP), junk, method=method)
+        sides = [name for name in ("input_ids", "decoder_input_ids") if name in batch.inputs]
+        ids = {name: torch.where(batch.inputs[name] != PAD, batch.inputs[name], noise) for name in sides}
+        junk.append(replace(batch, inputs={**batch.inputs, **ids}))
+    expected = prune_and_repair_(plain, plan, batches, method=method)
+    found = prune_and_repair_(padded, plan, junk, method=method)
     assert_close(padded, plain, rtol=1e-9)
     np.testing.assert_allclose([e.after for e in found], [e.after for e in expected], rtol=1e-9)
 
@@ -263,9 +328,9 @@ def test_padding_never_counts(family: str, method: str) -> None:
     [{"batch_size": 1}, {"batch_size": 20}, {"batch_size": 7, "order": (*range(1, 20, 2), *range(0, 20, 2))}],
 )
 def test_batch_size_and_order_do_not_matter(family: str, batching: dict[str, Any]) -> None:
-    first, second = model_of(family), model_of(family)
-    expected = prune_and_repair_(first, plan_of(*KEEP), tiny_batches(lengths=LENGTHS))
-    found = prune_and_repair_(second, plan_of(*KEEP), tiny_batches(lengths=LENGTHS, **batching))
+    first, second, plan = model_of(family), model_of(family), plan_for(family, *KEEP)
+    expected = prune_and_repair_(first, plan, batches_for(family, lengths=LENGTHS))
+    found = prune_and_repair_(second, plan, batches_for(family, lengths=LENGTHS, **batching))
     assert_close(second, first, rtol=1e-6)
     np.testing.assert_allclose([e.after for e in found], [e.after for e in expected], rtol=1e-6)
 
@@ -281,31 +346,38 @@ def test_held_out_examples_shape_nothing() -> None:
 
 @families
 def test_repaired_is_nearer_to_dense_than_sliced(family: str) -> None:
-    dense, sliced, repaired = TINY[family](), TINY[family](), TINY[family]()
-    prune_(sliced, plan_of(*KEEP))
-    prune_and_repair_(repaired, plan_of(*KEEP), tiny_batches(lengths=LENGTHS * 5))
-    unseen = tiny_batches(lengths=LENGTHS * 3, seed=1)
+    dense, sliced, repaired = (TINY_ALL[family]() for _ in range(3))
+    prune_(sliced, plan_for(family, *KEEP))
+    prune_and_repair_(repaired, plan_for(family, *KEEP), batches_for(family, lengths=LENGTHS * 5))
+    unseen = batches_for(family, lengths=LENGTHS * 3, seed=1)
     expected = logits(dense, unseen)
     far, near = (float((logits(model, unseen) - expected).square().mean()) for model in (sliced, repaired))
-    assert near < far / 2
+    assert near < (far if family == "llama" else far / 2)  # no intercept there to carry the mean
 
 
 @families
 def test_the_cost_is_linear_in_depth(family: str) -> None:
-    batches, per_layer = tiny_batches(), set()
+    batches, per_layer = batches_for(family), set()
     for layers in (2, 4, 8):
-        model = TINY[family](layers=layers)
+        model = TINY_ALL[family](layers=layers)
+        stack, paths = next(iter(FFN_PATHS[family].items()))
+        plan = plan_of(*[range(8)] * layers, stack=stack)
+        if family == "bart":  # the encoder grows, the decoder stays as it is
+            whole = plan_for(family, *[range(8)] * LAYERS)
+            widths = {**plan.width_before, "decoder": whole.width_before["decoder"]}
+            plan = replace(plan, keep={**plan.keep, "decoder": whole.keep["decoder"]}, width_before=widths)
         calls = [0] * layers
-        for layer, block in enumerate(model.get_submodule(FFN_PATHS[family][0])):
+        for layer, block in enumerate(model.get_submodule(paths.blocks)):
 
             def count(*_: Any, layer: int = layer, calls: list[int] = calls) -> None:
                 calls[layer] += 1
 
             block.register_forward_hook(count)
-        prune_and_repair_(model, plan_of(*[range(8)] * layers), batches)
+        prune_and_repair_(model, plan, batches)
         per_layer |= set(calls)
     assert len(per_layer) == 1
-    assert per_layer.pop() <= 4 * len(batches)
+    # The decoder is looked at twice, before and after its encoder was cut, and that runs the encoder.
+    assert per_layer.pop() <= (6 if family == "bart" else 4) * len(batches)
 
 
 @pytest.mark.parametrize("ridge", [0.01, 1e-4])
@@ -316,10 +388,10 @@ def test_nearly_collinear_neurons_do_not_blow_up(ridge: float) -> None:
         for ffn in find_ffns(model):
             ffn.up.weight[1::2] = ffn.up.weight[::2] * (1 + 1e-9)
             ffn.up.bias[1::2] = ffn.up.bias[::2]
-    apart = [down.weight[:, :12:2] - down.weight[:, 1:12:2] for down in downs(model)]
+    apart = [down.weight[:, :12:2] - down.weight[:, 1:12:2] for _, _, down in downs(model)]
     errors = prune_and_repair_(model, plan_of(*[range(12)] * LAYERS), tiny_batches(lengths=LENGTHS[:9]), ridge=ridge)
     assert all(error.after < error.before for error in errors)
-    for before, down in zip(apart, downs(model), strict=True):
+    for before, (_, _, down) in zip(apart, downs(model), strict=True):
         torch.testing.assert_close(down.weight[:, ::2] - down.weight[:, 1::2], before, rtol=0, atol=1e-4)
 
 
@@ -328,10 +400,10 @@ def test_dead_neurons_keep_their_weights() -> None:
     with torch.no_grad():
         for ffn in find_ffns(model):
             ffn.up.weight[dead], ffn.up.bias[dead] = 0, -100.0
-    old = [down.weight.clone() for down in downs(model)]
+    old = [down.weight.clone() for _, _, down in downs(model)]
     errors = prune_and_repair_(model, plan_of(*[(0, 1, 2, 9, 20)] * LAYERS), tiny_batches(lengths=LENGTHS))
     assert all(error.after < error.before for error in errors)
-    for before, down in zip(old, downs(model), strict=True):
+    for before, (_, _, down) in zip(old, downs(model), strict=True):
         torch.testing.assert_close(down.weight[:, [0, 2]], before[:, [0, 2]], rtol=1e-9, atol=0)
 
 
@@ -346,9 +418,9 @@ def test_fewer_tokens_than_neurons_and_no_ridge_to_speak_of(caplog: pytest.LogCa
 
 def test_a_layer_without_neurons_becomes_the_mean_of_what_it_should_write() -> None:
     model, batches = model_of("bert"), tiny_batches(lengths=LENGTHS[:9])
-    _, before, after = observe(model, 0, batches)
+    _, before, after = observe(model, "encoder", 0, batches)
     prune_and_repair_(model, plan_of((), *[range(WIDTH)] * (LAYERS - 1)), batches)
-    np.testing.assert_allclose(downs(model)[0].bias.detach().numpy(), (after - before).mean(axis=0), rtol=1e-9)
+    np.testing.assert_allclose(downs(model)[0][2].bias.detach().numpy(), (after - before).mean(axis=0), rtol=1e-9)
 
 
 def test_a_plan_for_another_model_is_refused_and_nothing_changes() -> None:
@@ -366,3 +438,23 @@ def test_what_cannot_be_fitted_is_refused() -> None:
     for model, batches in ((TINY["bert"](), ()), (broken, tiny_batches())):
         with pytest.raises(DataError):
             prune_and_repair_(model, plan_of(*KEEP), batches)
+
+
+def test_a_decoder_cannot_be_repaired_where_its_positions_are_not_told() -> None:
+    model = TINY_ALL["bart"]()
+    batches = [replace(batch, targets=None) for batch in batches_for("bart")]
+    with pytest.raises(DataError, match="batches with targets"):
+        prune_and_repair_(model, plan_for("bart", *KEEP), batches)
+    assert_close(model, TINY_ALL["bart"](), rtol=0)
+
+
+@pytest.mark.parametrize("family", ["llama", "bart"])
+def test_what_a_model_caches_changes_no_repair(family: str) -> None:
+    plain, caching, plan = model_of(family), model_of(family), plan_for(family, *KEEP)
+    plain.config.use_cache, caching.config.use_cache = False, True
+    batches = batches_for(family, lengths=LENGTHS)
+    assert caching(**batches[0].inputs).past_key_values is not None
+    assert plain(**batches[0].inputs).past_key_values is None
+    expected = prune_and_repair_(plain, plan, batches)
+    assert prune_and_repair_(caching, plan, batches) == expected
+    assert_close(caching, plain, rtol=0)

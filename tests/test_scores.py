@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from naive import ALL, THREE, by_site, data_of, details_by_site, score
 from safetensors.numpy import save_file
 from scipy.stats import spearmanr
+from tiny import tiny_bert
 
 from skillprune.errors import DataError, PlanMismatch
 from skillprune.scoring import NeuronScores, Provenance, load_scores, ranking, save_scores
@@ -81,6 +86,32 @@ def test_compare_goes_layer_by_layer_and_refuses_other_widths() -> None:
         first.compare(NeuronScores("wanda", {"decoder": first.values["encoder"]}, SEEN))
 
 
+@pytest.mark.parametrize("method", ["compare", "refuse_others"])
+def test_scores_of_another_model_or_task_are_refused(method: str) -> None:
+    """Of one model on two tasks scores can be compared, but not used for one another."""
+    first = scores()
+    another_model = scores("magnitude", seen=replace(SEEN, model="n" * 64))
+    another_task = scores("magnitude", seen=replace(SEEN, data="e" * 64))
+    alike = scores("magnitude", seen=replace(SEEN, examples=5, position="max", seed=6))
+    with pytest.raises(DataError, match="wanda scores are of another model .*mmmmmmmmmmmm, not nnnnnnnnnnnn"):
+        getattr(first, method)(another_model)
+    getattr(first, method)(alike)
+    if method == "compare":
+        assert len(first.compare(another_task)["encoder"]) == 3
+        return
+    for other in (another_task, another_task.provenance):
+        with pytest.raises(DataError, match="another task or sample .*dddddddddddd, not eeeeeeeeeeee"):
+            first.refuse_others(other)
+    first.refuse_others(SEEN)
+
+
+def test_where_all_neurons_are_alike_there_is_no_correlation() -> None:
+    flat = NeuronScores("random", {"encoder": (np.ones(8), np.arange(5.0), np.zeros(7))}, SEEN)
+    first = scores()
+    for found in (flat.compare(first)["encoder"], first.compare(flat)["encoder"]):
+        assert [math.isnan(value) for value in found] == [True, False, True]
+
+
 def test_best_per_layer_and_the_printed_summary() -> None:
     values = (np.array([1.0, 5.0, 3.0]), np.array([-2.0, -4.0]))
     found = NeuronScores("wanda", {"encoder": values}, SEEN)
@@ -117,13 +148,58 @@ def test_a_file_gives_back_every_criterion_stack_and_layer_in_order(tmp_path: Pa
     loaded = load_scores(tmp_path / "scores.safetensors")
     assert {score.criterion for score in loaded} == set(names)
     by_name = {score.criterion: score for score in loaded}
-    for score in saved:
-        found = by_name[score.criterion]
-        assert found.provenance == score.provenance
-        assert found.widths == score.widths
-        for stack, layers in score.values.items():
+    for each in saved:
+        found = by_name[each.criterion]
+        assert found.provenance == each.provenance
+        assert found.widths == each.widths
+        for stack, layers in each.values.items():
             assert all(np.array_equal(mine, theirs) for mine, theirs in zip(layers, found.values[stack], strict=True))
             assert all(vector.dtype == np.float64 for vector in found.values[stack])
+
+
+def test_details_come_back_with_their_names_shapes_and_dtypes(tmp_path: Path) -> None:
+    """Also those of one criterion whose name begins like another's, and arrays that are no plain rows in memory."""
+    rng = np.random.default_rng(0)
+    widths = {"encoder": tuple(3 + layer for layer in range(12)), "decoder": (5,)}
+
+    def made(make: Callable[[int], Any]) -> dict[str, tuple[Any, ...]]:
+        return {stack: tuple(map(make, layers)) for stack, layers in widths.items()}
+
+    details = {
+        "per_test": made(lambda width: rng.normal(size=(width, 3)).T),
+        "direction": made(lambda width: rng.integers(-1, 2, (2, width)).astype(np.int8)),
+        "order": made(lambda width: rng.permutation(width)[::-1]),
+        "single": made(lambda width: rng.normal(size=width).astype(np.float32)),
+    }
+    saved = (
+        NeuronScores("skill", made(lambda width: rng.normal(size=width)), SEEN, details),
+        NeuronScores("skill_two", made(lambda width: rng.normal(size=width)), SEEN),
+    )
+    save_scores(saved, tmp_path / "scores.safetensors")
+    found, bare = load_scores(tmp_path / "scores.safetensors")
+    assert bare.details == {} and bare.widths == found.widths == widths
+    assert found.details.keys() == details.keys()
+    for name, stacks in details.items():
+        assert found.details[name].keys() == stacks.keys()
+        for stack, layers in stacks.items():
+            for mine, theirs in zip(found.details[name][stack], layers, strict=True):
+                assert mine.dtype == theirs.dtype
+                np.testing.assert_array_equal(mine, theirs)
+
+
+def test_what_scoring_finds_comes_back_as_it_was(tmp_path: Path) -> None:
+    saved = score(tiny_bert(num_labels=3, layers=2), data_of(THREE), *ALL)
+    save_scores(saved, tmp_path / "scores.safetensors")
+    for found, expected in zip(load_scores(tmp_path / "scores.safetensors"), saved, strict=True):
+        assert (found.criterion, found.provenance) == (expected.criterion, expected.provenance)
+        assert found.details.keys() == expected.details.keys()
+        for site, values in by_site(expected).items():
+            np.testing.assert_array_equal(by_site(found)[site], values)
+            for name in expected.details:
+                mine, theirs = details_by_site(found, name)[site], details_by_site(expected, name)[site]
+                assert mine.dtype == theirs.dtype
+                np.testing.assert_array_equal(mine, theirs)
+        assert str(found) == str(expected)
 
 
 @pytest.mark.parametrize("attempt", range(3))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tiny import TINY, tiny_batches
+from tiny import TINY, TINY_ALL, TINY_WIDTHS, batches_for, tiny_keep
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -20,10 +20,15 @@ from skillprune.planning import Costs, PruningPlan
 from skillprune.surgery import masked, prune_
 
 LAYERS, HIDDEN, WIDTH = 3, 16, 32
-WIDTH_ATTRIBUTE = {"bert": "intermediate_size", "roberta": "intermediate_size", "distilbert": "hidden_dim"}
+WIDTH_ATTRIBUTES = {
+    "bert": {"encoder": "intermediate_size"},
+    "roberta": {"encoder": "intermediate_size"},
+    "distilbert": {"encoder": "hidden_dim"},
+    "llama": {"decoder": "intermediate_size"},
+    "bart": {"encoder": "encoder_ffn_dim", "decoder": "decoder_ffn_dim"},
+}
 UNCOUNTED = Costs(0, 0, 0, 0, 0)
-BATCH = tiny_batches(batch_size=10)[0]
-families = pytest.mark.parametrize("family", sorted(TINY))
+families = pytest.mark.parametrize("family", sorted(TINY_ALL))
 
 
 def plan_of(*keep: Sequence[int], width: int = WIDTH, stack: str = "encoder") -> PruningPlan:
@@ -31,9 +36,15 @@ def plan_of(*keep: Sequence[int], width: int = WIDTH, stack: str = "encoder") ->
     return PruningPlan({stack: kept}, {stack: widths}, "test", {}, 1, UNCOUNTED, UNCOUNTED)
 
 
+def plan_for(family: str, *keep: Sequence[int] | set[int]) -> PruningPlan:
+    """A plan for every stack of the family's tiny model."""
+    return PruningPlan(tiny_keep(family, *keep), TINY_WIDTHS[family], "test", {}, 1, UNCOUNTED, UNCOUNTED)
+
+
 def logits(model: PreTrainedModel) -> Tensor:
+    (batch,) = batches_for(model.config.model_type, batch_size=10)
     with torch.no_grad():
-        found: Tensor = model(**BATCH.inputs).logits
+        found: Tensor = model(**batch.inputs).logits
     return found
 
 
@@ -41,7 +52,8 @@ def silenced(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
     """The naive reference: a copy in which the columns of pruned neurons are zero."""
     copy = deepcopy(model)
     with torch.no_grad():
-        for ffn, kept in zip(find_ffns(copy), plan.keep["encoder"], strict=True):
+        for ffn in find_ffns(copy):
+            kept = plan.keep[ffn.stack.name][ffn.layer]
             ffn.down.weight[:, sorted(set(range(ffn.width)) - set(kept))] = 0
     return copy
 
@@ -65,9 +77,9 @@ neurons = st.sets(st.integers(0, WIDTH - 1), max_size=WIDTH)
 
 @families
 def test_keeping_everything_changes_nothing(family: str) -> None:
-    model = TINY[family]()
+    model = TINY_ALL[family]()
     before, expected, config = state(model), logits(model), model.config.to_dict()
-    everything = plan_of(*[range(WIDTH)] * LAYERS)
+    everything = plan_for(family, *[range(WIDTH)] * LAYERS)
     with masked(model, everything):
         assert torch.equal(logits(model), expected)
     assert prune_(model, everything) is model
@@ -82,7 +94,7 @@ def test_keeping_everything_changes_nothing(family: str) -> None:
 @example([{0}, {WIDTH - 1}, {17}])
 @example([set(), {3, 4}, set(range(WIDTH))])
 def test_pruned_masked_and_silenced_compute_the_same(family: str, keep: list[set[int]]) -> None:
-    model, plan = TINY[family]().double(), plan_of(*keep)
+    model, plan = TINY_ALL[family]().double(), plan_for(family, *keep)
     expected = logits(silenced(model, plan))
     with masked(model, plan) as twin:
         assert twin is model
@@ -90,7 +102,7 @@ def test_pruned_masked_and_silenced_compute_the_same(family: str, keep: list[set
     torch.testing.assert_close(logits(prune_(model, plan)), expected, rtol=0, atol=1e-12)
 
 
-@families
+@pytest.mark.parametrize("family", sorted(TINY))
 def test_chunked_feed_forward_is_masked_and_pruned_alike(family: str) -> None:
     chunked, plan = TINY[family](chunk=4).double(), plan_of(range(5), range(3, 20), [7])
     expected = logits(silenced(TINY[family]().double(), plan))
@@ -101,10 +113,10 @@ def test_chunked_feed_forward_is_masked_and_pruned_alike(family: str) -> None:
 
 @families
 def test_masking_is_undone_whatever_happens(family: str) -> None:
-    model = TINY[family]()
-    before, expected, plan = state(model), logits(model), plan_of([0], [1], [2])
+    model = TINY_ALL[family]()
+    before, expected, plan = state(model), logits(model), plan_for(family, [0], [1], [2])
     with masked(model, plan):
-        assert hooks(model) == LAYERS
+        assert hooks(model) == len(find_ffns(model))
         assert_same_state(model, before)
         assert not torch.equal(logits(model), expected)
     with pytest.raises(KeyboardInterrupt), masked(model, plan):
@@ -117,31 +129,42 @@ def test_masking_is_undone_whatever_happens(family: str) -> None:
 @families
 @pytest.mark.parametrize("widths", [(8, 8, 8), (8, 3, 32)])
 def test_modules_and_config_tell_their_new_sizes(family: str, widths: Sequence[int]) -> None:
-    model = TINY[family]()
+    model, plan, gated = TINY_ALL[family](), plan_for(family, *map(range, widths)), family == "llama"
     parameters = sum(p.numel() for p in model.parameters())
-    prune_(model, plan_of(*map(range, widths)))
-    for ffn, width in zip(find_ffns(model), widths, strict=True):
-        assert ffn.up.weight.shape == (ffn.up.out_features, ffn.up.in_features) == (width, HIDDEN)
+    prune_(model, plan)
+    removed = 0
+    for ffn in find_ffns(model):
+        width = plan.width_after[ffn.stack.name][ffn.layer]
+        for linear in (ffn.up, ffn.gate) if gated else (ffn.up,):
+            assert linear.weight.shape == (linear.out_features, linear.in_features) == (width, HIDDEN)
         assert ffn.down.weight.shape == (ffn.down.out_features, ffn.down.in_features) == (HIDDEN, width)
-        assert (ffn.up.bias.shape, ffn.down.bias.shape) == ((width,), (HIDDEN,))
-    removed = sum((2 * HIDDEN + 1) * (WIDTH - width) for width in widths)
+        if not gated:
+            assert (ffn.up.bias.shape, ffn.down.bias.shape) == ((width,), (HIDDEN,))
+        per_neuron = 3 * HIDDEN if gated else 2 * HIDDEN + 1
+        removed += per_neuron * (TINY_WIDTHS[family][ffn.stack.name][ffn.layer] - width)
     assert sum(p.numel() for p in model.parameters()) == parameters - removed
-    told = getattr(model.config, WIDTH_ATTRIBUTE[family])
-    assert told == (widths[0] if len(set(widths)) == 1 else WIDTH)
+    for stack, attribute in WIDTH_ATTRIBUTES[family].items():
+        after, before = plan.width_after[stack], TINY_WIDTHS[family][stack]
+        assert getattr(model.config, attribute) == (after[0] if len(set(after)) == 1 else before[0])
 
 
 @families
 def test_kept_neurons_keep_their_numbers_and_order(family: str) -> None:
-    model, keep = TINY[family](), ([1, 5, 30], [0], [2, 31])
+    model, plan = TINY_ALL[family](), plan_for(family, [1, 5, 30], [0, 9], [2, 31])
     dense = deepcopy(model)
-    prune_(model, plan_of(*keep))
-    for was, now, kept in zip(find_ffns(dense), find_ffns(model), keep, strict=True):
-        for place, neuron in enumerate(kept):
+    prune_(model, plan)
+    for was, now in zip(find_ffns(dense), find_ffns(model), strict=True):
+        for place, neuron in enumerate(plan.keep[was.stack.name][was.layer]):
             assert torch.equal(now.up.weight[place], was.up.weight[neuron])
-            assert torch.equal(now.up.bias[place], was.up.bias[neuron])
             assert torch.equal(now.down.weight[:, place], was.down.weight[:, neuron])
-        assert torch.equal(now.down.bias, was.down.bias)
-    cut = {f"{ffn.path}.{part}" for ffn in find_ffns(dense) for part in (ffn.stack.up, ffn.stack.down)}
+            if family == "llama":
+                assert torch.equal(now.gate.weight[place], was.gate.weight[neuron])
+            else:
+                assert torch.equal(now.up.bias[place], was.up.bias[neuron])
+        if family != "llama":
+            assert torch.equal(now.down.bias, was.down.bias)
+    parts = ("mlp.up_proj", "mlp.gate_proj", "mlp.down_proj") if family == "llama" else None
+    cut = {f"{ffn.path}.{part}" for ffn in find_ffns(dense) for part in parts or (ffn.stack.up, ffn.stack.down)}
     for name, tensor in dense.state_dict().items():
         if not any(path in name for path in cut):
             assert torch.equal(tensor, model.state_dict()[name]), name
@@ -155,21 +178,23 @@ def test_pruning_twice_is_pruning_once() -> None:
     assert_same_state(twice, state(once))
 
 
+@pytest.mark.parametrize("family", ["bert", "llama"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_dtype_and_frozen_weights_stay_as_they_were(dtype: torch.dtype) -> None:
-    model = TINY["bert"]().to(dtype)
+def test_dtype_and_frozen_weights_stay_as_they_were(family: str, dtype: torch.dtype) -> None:
+    model = TINY_ALL[family]().to(dtype)
     frozen = find_ffns(model)[0]
     for parameter in (*frozen.up.parameters(), *frozen.down.parameters()):
         parameter.requires_grad_(False)
     expected = [(name, p.dtype, p.requires_grad) for name, p in model.named_parameters()]
-    prune_(model, plan_of([3], [4], [5]))
+    prune_(model, plan_for(family, [3], [4], [5]))
     assert [(name, p.dtype, p.requires_grad) for name, p in model.named_parameters()] == expected
 
 
-def test_pruned_weights_do_not_hold_on_to_the_dense_ones() -> None:
-    model = prune_(TINY["bert"](), plan_of([0], [1], [2]))
+@families
+def test_pruned_weights_do_not_hold_on_to_the_dense_ones(family: str) -> None:
+    model = prune_(TINY_ALL[family](), plan_for(family, [0], [1], [2]))
     for ffn in find_ffns(model):
-        for parameter in (ffn.up.weight, ffn.up.bias, ffn.down.weight):
+        for parameter in (parameter for linear in (*ffn.into, ffn.down) for parameter in linear.parameters()):
             assert parameter.untyped_storage().nbytes() == parameter.numel() * parameter.element_size()
 
 
@@ -179,17 +204,17 @@ def test_pruned_weights_do_not_hold_on_to_the_dense_ones() -> None:
     [
         (plan_of(*[range(8)] * LAYERS, width=64), "64, 64, 64"),
         (plan_of(*[range(8)] * (LAYERS + 1)), "32, 32, 32, 32"),
-        (plan_of(*[range(8)] * LAYERS, stack="decoder"), "decoder"),
+        (plan_of(*[range(8)] * LAYERS, stack="third"), "third"),
     ],
 )
 def test_a_plan_for_another_model_is_refused_and_nothing_changes(family: str, plan: PruningPlan, words: str) -> None:
-    model = TINY[family]()
+    model = TINY_ALL[family]()
     before, config = state(model), model.config.to_dict()
     for use in (prune_, _enter):
         with pytest.raises(PlanMismatch) as caught:
             use(model, plan)
         assert words in str(caught.value)
-        assert str({"encoder": (WIDTH,) * LAYERS}) in str(caught.value)
+        assert str(TINY_WIDTHS[family]) in str(caught.value)
     assert_same_state(model, before)
     assert (model.config.to_dict(), hooks(model)) == (config, 0)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from skillprune.errors import DataError, RecipeError
 from skillprune.recipe import TaskSpec
-from skillprune.tasks import Task, default_labels, resolve_task
+from skillprune.tasks import Rendered, Task, Template, default_labels, resolve_task
 
 
 def spec(**values: Any) -> TaskSpec:
@@ -34,6 +34,55 @@ def test_a_task_is_the_recipe_with_the_labels_of_the_checkpoint() -> None:
         metric="macro_f1",
         max_length=64,
     )
+
+
+WORDS = {"negative": "terrible", "positive": "great", "neutral": "okay"}
+
+
+def test_where_classes_are_words_the_recipe_names_them_in_order() -> None:
+    asked = spec(type="masked-lm", template="{text} It was {mask}.", label_words=WORDS)
+    found = resolve_task(asked, ["LABEL_0", "LABEL_1"])
+    assert (found.labels, found.label_words) == (("negative", "positive", "neutral"), ("terrible", "great", "okay"))
+    assert (found.template, found.metric) == (Template("{text} It was {mask}.", ("text",)), "accuracy")
+    assert found.classifies
+    assert found.label_id("neutral") == 2
+
+
+def test_labels_order_the_label_words() -> None:
+    labels = ["positive", "neutral", "negative"]
+    found = resolve_task(spec(type="causal-lm", template="{text}", label_words=WORDS, labels=labels), [])
+    assert (found.labels, found.label_words) == (tuple(labels), ("great", "okay", "terrible"))
+
+
+@pytest.mark.parametrize(("kind", "target"), [("language-modeling", None), ("seq2seq", "target")])
+def test_a_generative_task_has_no_labels_and_is_judged_by_its_loss(kind: str, target: str | None) -> None:
+    found = resolve_task(spec(type=kind), ["LABEL_0", "LABEL_1"])
+    assert (found.labels, found.label_words, found.template) == ((), (), None)
+    assert (found.metric, found.target, found.classifies) == ("loss", target, False)
+
+
+def test_a_template_says_where_the_texts_stand_in_it() -> None:
+    template = Template("{{{b}}} or {a}: {mask}.", ("a", "b"))
+    assert template.render(["one", "three"], "[MASK]") == Rendered("{three} or one: [MASK].", ((11, 14), (1, 6)))
+    with pytest.raises(ValueError, match="needs a mask token"):
+        template.render(["one", "three"])
+
+
+@given(st.lists(st.text(), min_size=2, max_size=2), st.lists(st.text(), min_size=3, max_size=3))
+def test_texts_are_put_in_as_they_are(texts: list[str], literals: list[str]) -> None:
+    first, middle, last = (literal.replace("{", "{{").replace("}", "}}") for literal in literals)
+    found = Template(f"{first}{{y}}{middle}{{x}}{last}", ("x", "y")).render(texts)
+    assert found.text == f"{literals[0]}{texts[1]}{literals[1]}{texts[0]}{literals[2]}"
+    assert [found.text[start:end] for start, end in found.spans] == texts
+
+
+@pytest.mark.parametrize(
+    ("source", "before"),
+    [("{text} It was {mask}.", " It was "), ("{text}{mask}", ""), ("{mask} was {text}", ""), ("{text} was", " was")],
+)
+def test_a_template_says_what_stands_before_the_answer(source: str, before: str) -> None:
+    assert Template(source, ("text",)).before_answer == before
+    assert Template("It is {mask}", ("mask",)).before_answer == ""
 
 
 def test_names_in_the_recipe_win_over_those_in_the_checkpoint() -> None:

@@ -9,13 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from skillprune.checkpoint.load import Source, fingerprint, load_classifier, load_source
+    from skillprune.checkpoint.load import Source, fingerprint, load_model, load_source
     from skillprune.checkpoint.save import save_pruned, uneven_widths, verify_reload
 
 __all__ = [
     "Source",
     "fingerprint",
-    "load_classifier",
+    "load_model",
     "load_source",
     "save_pruned",
     "uneven_widths",

@@ -1,4 +1,4 @@
-"""Loads a classifier and its tokenizer from a directory, the hub or the embedded demo, and refuses unsafe weights."""
+"""Loads a model and its tokenizers from a directory, the hub or the embedded demo, and refuses unsafe weights."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, 
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
 )
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from skillprune.demo import reviews_tiny
 from skillprune.errors import CheckpointError, ResourceFailure
@@ -35,6 +39,15 @@ TOKENIZER_FILES = (
     *("spiece.model", "sentencepiece.bpe.model", "bpe.codes"),
 )
 
+AUTO_CLASSES = {
+    "text-classification": AutoModelForSequenceClassification,
+    "masked-lm": AutoModelForMaskedLM,
+    "causal-lm": AutoModelForCausalLM,
+    "language-modeling": AutoModelForCausalLM,
+    "seq2seq": AutoModelForSeq2SeqLM,
+}
+"""What builds the model of each kind of task."""
+
 _BLOCK = 1 << 20
 _WRONG_NAMES = (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError)
 
@@ -44,8 +57,9 @@ class Source:
     """A model ready to be worked on.
 
     Attributes:
-        model: the classifier, in the dtype it is computed in.
+        model: the model with the head of its task, in the dtype it is computed in.
         tokenizer: its tokenizer.
+        target_tokenizer: what writes its targets, if not the same.
         dtype: dtype its weights are stored in, and the pruned ones will be.
         fingerprint: hash of the files, or of hub id and revision.
         hub_id: its id on the hub, none for a directory or the demo.
@@ -56,13 +70,23 @@ class Source:
     dtype: torch.dtype
     fingerprint: str
     hub_id: str | None
+    target_tokenizer: Tokenizer | None = None
 
 
-def load_source(spec: ModelSpec, *, attention: Attention = "sdpa", progress: Progress = silent) -> Source:
+def load_source(
+    spec: ModelSpec,
+    *,
+    task_type: str = "text-classification",
+    target_tokenizer: str | None = None,
+    attention: Attention = "sdpa",
+    progress: Progress = silent,
+) -> Source:
     """Loads what a recipe's ``model`` names; safetensors only, no remote code.
 
     Args:
         spec: directory, hub id or embedded demo, with revision, dtype and device.
+        task_type: kind of task, which decides on the head.
+        target_tokenizer: directory of the tokenizer that writes targets, below the checkpoint or by itself.
         attention: ``sdpa`` to compute with, ``eager`` to export from.
         progress: told about the demo's training.
 
@@ -79,9 +103,15 @@ def load_source(spec: ModelSpec, *, attention: Attention = "sdpa", progress: Pro
         # Named, because without it transformers asks on a terminal whether to run the checkpoint's code.
         config = AutoConfig.from_pretrained(location, revision=spec.revision, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(location, revision=spec.revision, trust_remote_code=False)
-        model = load_classifier(
-            location, dtype=spec.dtype, attention=attention, revision=spec.revision, device_map=spec.device_map
+        model = load_model(
+            location,
+            task_type=task_type,
+            dtype=spec.dtype,
+            attention=attention,
+            revision=spec.revision,
+            device_map=spec.device_map,
         )
+        writer = _target_tokenizer(location, target_tokenizer, spec) if target_tokenizer else None
     except OSError as failed:
         users_fault = directory.is_dir() or isinstance(failed.__cause__, _WRONG_NAMES)
         kind = CheckpointError if users_fault else ResourceFailure
@@ -99,19 +129,21 @@ def load_source(spec: ModelSpec, *, attention: Attention = "sdpa", progress: Pro
         dtype=stored if isinstance(stored, torch.dtype) else torch.float32,
         fingerprint=fingerprint(directory) if directory.is_dir() else _digest(location, _commit(config, spec)),
         hub_id=None if directory.is_dir() else location,
+        target_tokenizer=writer,
     )
 
 
-def load_classifier(
+def load_model(
     location: str | Path,
     *,
     dtype: str,
+    task_type: str = "text-classification",
     attention: Attention = "sdpa",
     revision: str | None = None,
     device_map: str | None = None,
 ) -> PreTrainedModel:
     """`from_pretrained` with everything named that the two transformers lines have different defaults for."""
-    model, report = AutoModelForSequenceClassification.from_pretrained(
+    model, report = AUTO_CLASSES[task_type].from_pretrained(
         location,
         revision=revision,
         dtype=getattr(torch, dtype),
@@ -124,10 +156,23 @@ def load_classifier(
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:5])
         raise CheckpointError(
-            f"{location} has no weights for {missing}: it is not a fine-tuned classifier, and skills are found in one"
+            f"{location} has no weights for {missing}: it was not trained for {task_type}, and skills are found in "
+            "what was; fine-tune it first, or choose another task.type"
         )
-    classifier: PreTrainedModel = model.eval()
-    return classifier
+    loaded: PreTrainedModel = model.eval()
+    _refuse_two_way(loaded, location, task_type)
+    return loaded
+
+
+def _refuse_two_way(model: PreTrainedModel, location: str | Path, task_type: str) -> None:
+    """A masked language model can be loaded as a causal one, and would see the words it should predict."""
+    config = model.config
+    two_way = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_encoder_decoder
+    if task_type in ("causal-lm", "language-modeling") and two_way and not getattr(config, "is_decoder", False):
+        raise CheckpointError(
+            f"{location} is a {config.model_type} model, which reads in both directions and cannot predict the next "
+            f"word, as {task_type} asks for; set task.type to masked-lm"
+        )
 
 
 def fingerprint(directory: Path) -> str:
@@ -141,6 +186,17 @@ def fingerprint(directory: Path) -> str:
             while block := file.read(_BLOCK):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def _target_tokenizer(location: str, name: str, spec: ModelSpec) -> Tokenizer:
+    inside = Path(location, name)
+    if inside.is_dir() or Path(name).is_dir():
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
+            inside if inside.is_dir() else name, trust_remote_code=False
+        )
+        return tokenizer
+    tokenizer = AutoTokenizer.from_pretrained(location, subfolder=name, revision=spec.revision, trust_remote_code=False)
+    return tokenizer
 
 
 def _refuse_unsafe(directory: Path) -> None:

@@ -94,7 +94,8 @@ def narrow_(model: PreTrainedModel, widths: Mapping[str, Sequence[int]]) -> None
         raise PlanMismatch(f"the checkpoint's widths {dict(widths)} do not fit a model with {found}")
     for name, layers in stacks.items():
         for ffn, width in zip(layers, widths[name], strict=True):
-            _resize_(ffn.up, width, ffn.up.in_features)
+            for linear in ffn.into:
+                _resize_(linear, width, linear.in_features)
             _resize_(ffn.down, ffn.down.out_features, width)
 
 

@@ -40,7 +40,8 @@ def save_pruned(model: PreTrainedModel, tokenizer: Tokenizer, directory: Path, *
     Layers of equal width make a stock checkpoint that anything loads. Uneven ones are named in the config, and
     ``import skillprune`` is what it takes to load them.
     """
-    model.to(dtype)  # type: ignore[arg-type]  # transformers wraps torch's overloads
+    for parameter in model.parameters():  # not buffers: those that are computed, not stored, would stay rounded
+        parameter.data = parameter.data.to(dtype)
     widths = uneven_widths(model)
     if widths:
         model.config.quantization_config = SkillPruneConfig(widths)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -104,6 +105,7 @@ def stage_command(name: str, help_text: str) -> Any:
 def _prepared(
     recipe: Path, output: Path | None, overrides: list[str] | None, no_cache: bool, debug: bool
 ) -> Iterator[Run]:
+    err.quiet = os.environ.get("RANK", "0") != "0"  # of the processes that torchrun starts, the first one speaks
     with exit_codes(err, debug=debug):
         from skillprune.recipe import load_recipe
 
@@ -114,7 +116,11 @@ def _prepared(
 
         transformers_logging.disable_progress_bar()
         with _shown_warnings(), shown_progress(err) as progress:
-            yield Run(loaded, output_directory(recipe, output), cache=not no_cache, progress=progress)
+            with Run(loaded, output_directory(recipe, output), cache=not no_cache, progress=progress) as run:
+                if run.is_helper:
+                    run.help()
+                    raise typer.Exit
+                yield run
 
 
 @contextmanager

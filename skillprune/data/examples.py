@@ -15,10 +15,11 @@ _PROBLEMS_SHOWN = 10
 
 @dataclass(frozen=True)
 class Example:
-    """One text, or the two of a pair, and its class number."""
+    """One text, or the two of a pair, with its class number or the text to write, as the task has them."""
 
     texts: tuple[str, ...]
-    label: int
+    label: int = 0
+    target: str = ""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def check_columns(source: str, columns: Sequence[str], task: Task) -> None:
     Raises:
         DataError: A column is missing or not unique.
     """
-    for field, column in _columns(task):
+    for field, column in _fields(task):
         if column not in columns:
             raise DataError(f"{source}: {missing_column(field, column, columns)}")
         if columns.count(column) > 1:
@@ -70,8 +71,7 @@ def to_examples(source: str, rows: Iterable[Row], task: Task) -> tuple[Example, 
             problems = [*problems[:_PROBLEMS_SHOWN], f"{source}: there may be more; these are the first"]
             break
         if not found:
-            texts = tuple(row.values[column] for column in task.text)
-            examples.append(Example(texts, task.label_id(label_text(row.values[task.label]))))
+            examples.append(_example(row, task))
     if problems:
         raise DataError("\n".join(problems))
     if not examples:
@@ -86,22 +86,38 @@ def label_text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _columns(task: Task) -> list[tuple[str, str]]:
-    return [*(("task.text", column) for column in task.text), ("task.label", task.label)]
+def columns_of(task: Task) -> list[str]:
+    """Every column that a task reads: texts first, then label or target."""
+    return [column for _, column in _fields(task)]
+
+
+def _fields(task: Task) -> list[tuple[str, str]]:
+    """The columns of a task, each after the key of the recipe that names it."""
+    fields = [("task.text", column) for column in task.text]
+    if task.classifies:
+        fields.append(("task.label", task.label))
+    if task.target is not None:
+        fields.append(("task.target", task.target))
+    return fields
+
+
+def _example(row: Row, task: Task) -> Example:
+    texts = tuple(row.values[column] for column in task.text)
+    label = task.label_id(label_text(row.values[task.label])) if task.classifies else 0
+    return Example(texts, label, "" if task.target is None else row.values[task.target])
 
 
 def _problems(row: Row, task: Task) -> Iterator[str]:
     if row.broken is not None:
         yield row.broken
         return
-    for field, column in _columns(task):
+    for field, column in _fields(task):
         if column not in row.values:
             yield missing_column(field, column, list(row.values))
-    for column in task.text:
-        if column in row.values:
+        elif field == "task.label":
+            yield from _label_problems(task, label_text(row.values[column]))
+        else:
             yield from _text_problems(column, row.values[column])
-    if task.label in row.values:
-        yield from _label_problems(task, label_text(row.values[task.label]))
 
 
 def _text_problems(column: str, value: Any) -> Iterator[str]:

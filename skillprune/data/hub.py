@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from skillprune.data.examples import Row, check_columns
+from skillprune.data.examples import Row, check_columns, columns_of
 from skillprune.errors import DataError, ResourceFailure
 from skillprune.recipe import HubData
 from skillprune.tasks import Task
@@ -24,8 +24,8 @@ def hub_rows(data: HubData, split: str, task: Task) -> tuple[str, Iterator[Row]]
     source = " ".join(filter(None, (data.hub, data.config, split)))
     loaded = _load(data, split, source)
     check_columns(source, list(loaded.column_names), task)
-    names = _class_names(loaded.features[task.label], task.labels)
-    return source, _rows(loaded.select_columns([*task.text, task.label]), source, task.label, names)
+    names = _class_names(loaded.features[task.label], task.labels) if task.classifies else None
+    return source, _rows(loaded.select_columns(columns_of(task)), source, task.label, names)
 
 
 def _load(data: HubData, split: str, source: str) -> Any:
@@ -57,7 +57,7 @@ def _class_names(feature: Any, labels: Sequence[str]) -> list[str] | None:
 
 def _rows(loaded: Any, source: str, label: str, names: list[str] | None) -> Iterator[Row]:
     for number, row in enumerate(loaded, start=1):
-        value = row[label]
+        value = row.get(label)
         if names is not None and isinstance(value, int) and 0 <= value < len(names):
             row = {**row, label: names[value]}
         yield Row(f"{source} row {number}", row)

@@ -11,7 +11,7 @@ from typing import TextIO
 import pyarrow
 import pyarrow.parquet
 
-from skillprune.data.examples import Example, Row, check_columns, to_examples
+from skillprune.data.examples import Example, Row, check_columns, columns_of, to_examples
 from skillprune.data.hub import hub_rows
 from skillprune.demo import reviews
 from skillprune.errors import DataError, ResourceFailure
@@ -136,7 +136,7 @@ def _parquet(path: Path, task: Task) -> Iterator[Row]:
         with pyarrow.parquet.ParquetFile(path) as file:
             check_columns(str(path), file.schema_arrow.names, task)
             number = 0
-            for batch in file.iter_batches(columns=[*task.text, task.label]):
+            for batch in file.iter_batches(columns=columns_of(task)):
                 for values in batch.to_pylist():
                     number += 1
                     yield Row(f"{path} row {number}", values)

@@ -39,10 +39,11 @@ class Splits:
 
 
 def fingerprint(examples: Iterable[Example]) -> str:
-    """SHA-256 in hexadecimal over texts and labels, in order; equal in every process."""
+    """SHA-256 in hexadecimal over texts, labels and targets, in order; equal in every process."""
     digest = hashlib.sha256()
     for example in examples:
-        digest.update(json.dumps([example.texts, example.label]).encode() + b"\n")
+        values = [example.texts, example.label, *([example.target] if example.target else [])]
+        digest.update(json.dumps(values).encode() + b"\n")
     return digest.hexdigest()
 
 
@@ -59,7 +60,8 @@ def load_splits(task: Task, *, examples: int, seed: int) -> Splits:
         seed: Seed of both draws.
 
     Raises:
-        DataError: Rows are wrong, a split has one class only, or a class is too rare in calibration.
+        DataError: Rows are wrong or, of a task that classifies, a split has one class only or a class is too rare in
+            calibration.
         ResourceFailure: The disk or the network failed.
     """
     train, test = read_examples(task, "train"), read_examples(task, "test")
@@ -70,10 +72,11 @@ def load_splits(task: Task, *, examples: int, seed: int) -> Splits:
     else:
         validation = _without(given, test, "validation", "test")
     train = _without(train, validation, "train", "validation")
-    for name, split in (("train", train), ("validation", validation), ("test", test)):
-        _check_classes(name, split, task)
     calibration = _sample(train, examples, seed)
-    _check_occurrences(calibration, task)
+    if task.classifies:
+        for name, split in (("train", train), ("validation", validation), ("test", test)):
+            _check_classes(name, split, task)
+        _check_occurrences(calibration, task)
     return Splits(calibration, validation, test)
 
 

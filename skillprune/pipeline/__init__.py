@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from skillprune.errors import OutputError
+from skillprune.pipeline.processes import several_processes
 from skillprune.pipeline.run import Run
 from skillprune.pipeline.summary import report_on
 from skillprune.progress import Progress, silent
@@ -38,6 +40,11 @@ def run(recipe: Recipe, output: str | Path, *, cache: bool = True, progress: Pro
     Raises:
         SkillPruneError: something in the recipe, the data, the model or the machine is not usable; the class says what.
     """
+    if several_processes():
+        raise OutputError(
+            f"{output}: only one process may write here; start `torchrun -m skillprune score RECIPE` to score with "
+            "several, and this in one process afterwards"
+        )
     return report_on(Run(recipe, Path(output), cache=cache, progress=progress))
 
 

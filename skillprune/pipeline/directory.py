@@ -94,6 +94,11 @@ class RunDirectory:
         self._inputs = _digest(self._inputs, made)
         return value
 
+    def is_done(self, name: str, outputs: Sequence[Path] = ()) -> bool:
+        """Whether an earlier run with the same recipe and inputs left this stage behind."""
+        done = self._read(self.path / _RECORDS / f"{name}.json")
+        return done is not None and all(path.exists() for path in outputs)
+
     def _read(self, record: Path) -> dict[str, Any] | None:
         if not (self._cache and record.is_file()):
             return None

@@ -12,16 +12,20 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
+from typing_extensions import Self
 
+from skillprune.answers import label_names
 from skillprune.benchmark import Latency, Subject, check_provider, environment, measure_latency, open_session
-from skillprune.checkpoint import load_classifier, load_source, save_pruned, verify_reload
-from skillprune.data import Batch, Example, load_splits, make_batches
-from skillprune.errors import RecipeError
-from skillprune.evaluation import METRICS, Predictor, compare, label_names, predict_split, torch_predictor
+from skillprune.checkpoint import load_model, load_source, save_pruned, verify_reload
+from skillprune.data import Batch, load_splits
+from skillprune.errors import Problem, RecipeError
+from skillprune.evaluation import METRICS, Predictor, compare, predict_split, torch_predictor
 from skillprune.export import export_onnx
 from skillprune.families import find_ffns
+from skillprune.pipeline.detection import batches_of, detection
 from skillprune.pipeline.directory import RunDirectory, replacing, write_text
 from skillprune.pipeline.inputs import check_shapes, random_inputs
+from skillprune.pipeline.processes import agree, is_main, join_processes
 from skillprune.pipeline.results import Exports, Quality
 from skillprune.planning import (
     Prediction,
@@ -33,20 +37,16 @@ from skillprune.planning import (
     predict_plan,
 )
 from skillprune.progress import Progress, silent
+from skillprune.prompts import Prompted, PromptSettings, load_prompt, save_prompt
 from skillprune.recipe import Recipe
 from skillprune.repair import LayerError, prune_and_repair_
-from skillprune.scoring import (
-    NeuronScores,
-    Provenance,
-    ScoringData,
-    load_scores,
-    prepare_criteria,
-    save_scores,
-    score_neurons,
-)
+from skillprune.scoring import NeuronScores, ScoringData, load_scores, save_scores
 from skillprune.tasks import resolve_task
 
 Inputs = Mapping[str, NDArray[np.int64]]
+
+_EXPORTED = "text-classification"
+"""The kind of task whose models can be pruned and exported."""
 
 PARITY_SHAPES = ((2, 16), (3, 29))
 """Batch and sequence of the inputs on which an ONNX file must agree with PyTorch; the first is traced."""
@@ -71,26 +71,53 @@ class Run:
         Raises:
             SkillPruneError: the recipe, the data, the model or the output directory is not usable; nothing is written.
         """
-        self.recipe, self.progress = recipe, progress
+        join_processes()
+        self._helped = False
+        self.recipe, self.progress = recipe, progress if is_main() else silent
         self.directory = RunDirectory(output, recipe, cache=cache)
         try:
             self._prepare(recipe)
         except RecipeError as error:  # what only model and data show is wrong has a place in the recipe too
             raise RecipeError([recipe.located(problem) for problem in error.problems]) from error
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if is_main() and not self._helped:
+            agree(False)
+
+    @property
+    def is_helper(self) -> bool:
+        """Whether torchrun started this process beside the main one, to score a share of the batches."""
+        return not is_main()
+
+    def help(self) -> None:
+        """Waits for the main process and, if it scores, takes a share of the batches."""
+        if agree(None):
+            assert self.scores
+
     def _prepare(self, recipe: Recipe) -> None:
         check_provider(recipe.benchmark.provider)
-        self.source = load_source(recipe.model, progress=self.progress)
+        self.source = load_source(
+            recipe.model,
+            task_type=recipe.task.type,
+            target_tokenizer=recipe.task.target_tokenizer,
+            progress=self.progress,
+        )
         plan_widths(find_ffns(self.source.model), **recipe.plan.model_dump())
-        check_shapes(self.source.tokenizer, recipe.benchmark.shapes)
+        if recipe.task.type == _EXPORTED:
+            check_shapes(self.source.tokenizer, recipe.benchmark.shapes)
         self.task = resolve_task(recipe.task, label_names(self.source.model))
         self.splits = load_splits(self.task, examples=recipe.scoring.examples, seed=recipe.seed)
-        self._calibration = self._batches(self.splits.calibration)
-        self._scoring_data = ScoringData(self._calibration, self._batches(self.splits.validation))
-        self._test_batches = self._batches(self.splits.test)
-        self._criteria = (recipe.scoring.criterion, *recipe.scoring.also)
-        prepare_criteria(self.source.model, self._scoring_data, self._criteria, recipe.scoring.position, recipe.seed)
+        calibration, validation, self._test_batches = (
+            batches_of(examples, self.source, self.task, recipe.scoring.batch_size)
+            for examples in (self.splits.calibration, self.splits.validation, self.splits.test)
+        )
         self.data_fingerprint = self.splits.fingerprint()
+        data = ScoringData(calibration, validation)
+        self._detection = detection(recipe, self.source, self.task, data, self.data_fingerprint)
+        self._detection.check()
         # The machine and the versions count too: a time measured elsewhere must not be reported as measured here.
         self.directory.depend_on(self.source.fingerprint, self.data_fingerprint, json.dumps(environment()))
 
@@ -100,10 +127,36 @@ class Run:
 
     @cached_property
     def scores(self) -> tuple[NeuronScores, ...]:
-        """Importance of every neuron, under the criterion that decides and those computed beside it."""
-        path = self.directory.path / "scores.safetensors"
-        self.directory.stage("score", None, lambda: self._score(path), [path])
-        return load_scores(path)
+        """Importance of every neuron, under the criterion that decides and those computed beside it.
+
+        The one stage that all processes of a group share.
+
+        Raises:
+            DataError: the scores in the directory are of another model or task.
+        """
+        if is_main():
+            self._helped = agree(True)
+        path, prompts = self.directory.path / "scores.safetensors", self.prompts
+        done = agree(self.directory.is_done("score", [path]))
+        if is_main():
+            self.directory.stage("score", None, lambda: self._score(prompts, path), [path])
+        elif not done:
+            self._detection.scores(prompts, silent)
+        agree(None)  # nobody reads before the main process has written
+        scores = load_scores(path)
+        for score in scores:
+            score.refuse_others(self._detection.provenance)
+        return scores
+
+    @cached_property
+    def prompts(self) -> tuple[Prompted, ...]:
+        """The model with each of the soft prompts that were tuned for scoring; none unless the recipe asks for them."""
+        folder = self.directory.path / "prompts"
+        paths = {folder / f"seed-{tuning.seed}.safetensors": tuning for tuning in self._detection.tunings()}
+        if paths and is_main():
+            self.directory.stage("prompt", None, lambda: self._tune(paths), list(paths))
+        agree(None)
+        return tuple(load_prompt(self._detection.subject, path) for path in paths)
 
     @cached_property
     def plan(self) -> PruningPlan:
@@ -121,6 +174,7 @@ class Run:
     @cached_property
     def errors(self) -> tuple[LayerError, ...]:
         """The pruned checkpoint, written and proven to reload; the value is the repair's error per layer."""
+        self._refuse_headless()
         plan, path = self.plan, self.directory.path / "model"
         written = [path / "config.json", path / "model.safetensors"]
         return self.directory.stage("prune", tuple[LayerError, ...], lambda: self._prune(plan, path), written)
@@ -146,30 +200,27 @@ class Run:
         exports, _ = self.exports, self.latency
         return self.directory.stage("test", Quality, lambda: self._test(exports))
 
-    def _score(self, path: Path) -> None:
-        scoring = self.recipe.scoring
-        scores = score_neurons(
-            self.source.model,
-            self._scoring_data,
-            criteria=self._criteria,
-            provenance=Provenance(
-                model=self.source.fingerprint,
-                data=self.data_fingerprint,
-                examples=len(self.splits.calibration),
-                position=scoring.position,
-                seed=self.recipe.seed,
-            ),
-            position=scoring.position,
-            progress=self.progress,
-        )
+    def _score(self, prompts: Sequence[Prompted], path: Path) -> None:
+        scores = self._detection.scores(prompts, self.progress)
         with replacing(path) as fresh:
             save_scores(scores, fresh)
+
+    def _tune(self, paths: Mapping[Path, PromptSettings]) -> None:
+        for path, tuning in paths.items():
+            prompted = self._detection.tune(tuning, self.progress)
+            with replacing(path) as fresh:
+                save_prompt(prompted, fresh)
 
     def _prune(self, plan: PruningPlan, path: Path) -> tuple[LayerError, ...]:
         # A fresh copy: whatever happens here, the dense model stays dense.
         model, repair = load_source(self.recipe.model).model, self.recipe.repair
         errors = prune_and_repair_(
-            model, plan, self._calibration, method=repair.method, ridge=repair.ridge, progress=self.progress
+            model,
+            plan,
+            self._detection.data.calibration,
+            method=repair.method,
+            ridge=repair.ridge,
+            progress=self.progress,
         )
         with replacing(path) as fresh:
             save_pruned(model, self.source.tokenizer, fresh, dtype=self.source.dtype)
@@ -235,15 +286,13 @@ class Run:
         return load_source(spec, attention=attention).model
 
     def _pruned_model(self, attention: Literal["eager", "sdpa"] = "sdpa") -> PreTrainedModel:
-        return load_classifier(self.directory.path / "model", dtype="float32", attention=attention)
+        return load_model(self.directory.path / "model", dtype="float32", attention=attention)
 
-    def _batches(self, examples: Sequence[Example]) -> tuple[Batch, ...]:
-        return make_batches(
-            examples,
-            self.source.tokenizer,
-            max_length=self.task.max_length,
-            batch_size=self.recipe.scoring.batch_size,
-        )
+    def _refuse_headless(self) -> None:
+        """Models without a classification head are scored and planned for, and not yet pruned and exported."""
+        if self.task.type != _EXPORTED:
+            wanted = f"only {_EXPORTED} is pruned and exported; `skillprune score` and `plan` work for this kind"
+            raise RecipeError([self.recipe.located(Problem("task.type", self.task.type, wanted))])
 
     def _inputs(self, batch: int, sequence: int, *, padded: bool = False) -> Inputs:
         source = self.source

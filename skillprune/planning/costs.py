@@ -15,7 +15,10 @@ from skillprune.families import FFN, by_stack, find_ffns, position_limit
 from skillprune.planning.plan import Costs
 
 MAC_SEQUENCE = 128
-"""Tokens of the one sequence that multiply-accumulates are counted for, where the model is long enough."""
+"""Tokens of the one sequence that multiply-accumulates are counted for, where the model is long enough.
+
+An encoder-decoder model reads and writes that many.
+"""
 
 
 def model_costs(model: PreTrainedModel) -> Costs:
@@ -23,6 +26,9 @@ def model_costs(model: PreTrainedModel) -> Costs:
     ffns = find_ffns(model)
     tokens = min(MAC_SEQUENCE, position_limit(model.config) or MAC_SEQUENCE)
     inputs = torch.zeros(1, tokens, dtype=torch.long, device=model.device)
+    if model.config.is_encoder_decoder:
+        # What the decoder writes is what the encoder reads, moved by one; a classifier answers where the text ends.
+        inputs[:, -1] = model.config.eos_token_id
     # The math backend spells attention out as matrix products; the counter does not know every fused CPU kernel.
     with evaluating(model), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         model(input_ids=inputs, attention_mask=torch.ones_like(inputs))

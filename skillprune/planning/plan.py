@@ -16,7 +16,8 @@ class Costs:
     """What a model costs.
 
     Attributes:
-        sequence: tokens of the one sequence that multiply-accumulates are counted for.
+        sequence: tokens of the one sequence that multiply-accumulates are counted for; an encoder-decoder model
+            reads that many and writes that many.
         parameters: distinct parameters of the whole model.
         ffn_parameters: those in the FFNs.
         macs: multiply-accumulates of the whole model for that sequence.

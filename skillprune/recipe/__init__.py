@@ -1,6 +1,6 @@
 """The user's request: schema, YAML with the place of every problem, overrides; imports no torch, runs nothing."""
 
-from skillprune.recipe.inputs import BuiltinData, FileData, HubData, HubSplits, ModelSpec, TaskSpec
+from skillprune.recipe.inputs import BuiltinData, FileData, HubData, HubSplits, ModelSpec
 from skillprune.recipe.loading import load_recipe
 from skillprune.recipe.schema import Recipe, dump_recipe, recipe_schema
 from skillprune.recipe.stages import (
@@ -12,6 +12,7 @@ from skillprune.recipe.stages import (
     RepairSpec,
     ScoringSpec,
 )
+from skillprune.recipe.task import TaskSpec
 
 __all__ = [
     "BenchmarkSpec",

@@ -1,4 +1,4 @@
-"""The recipe sections that name the model and the task; reading either of them is left to others."""
+"""The recipe sections that name the model and the examples; reading either of them is left to others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pydantic import (
     model_serializer,
 )
 
-from skillprune.recipe.base import DATA_SUFFIXES, Name, Spec, StrictInt, absolute, looks_like_path, without_repeats
+from skillprune.recipe.base import DATA_SUFFIXES, Name, Spec, absolute, looks_like_path
 
 BUILTIN = "builtin:"
 BUILTIN_MODELS = ("reviews-tiny",)
@@ -187,49 +187,3 @@ DataField = Annotated[
     Annotated[FileData, Tag("<files>")] | Annotated[HubData, Tag("<hub>")] | Annotated[_BuiltinField, Tag("<builtin>")],
     Discriminator(_kind_of_data, custom_error_type="data_forms", custom_error_message=_DATA_FORMS),
 ]
-
-
-def _columns(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
-
-
-TextField = Annotated[
-    tuple[Name, ...],
-    Field(min_length=1, max_length=2),
-    AfterValidator(without_repeats),
-    BeforeValidator(_columns, json_schema_input_type=Name | Annotated[list[Name], Field(min_length=1, max_length=2)]),
-]
-
-
-class TaskSpec(Spec):
-    """What the checkpoint is for: examples, columns, labels, metric."""
-
-    type: Literal["text-classification"] = Field(default="text-classification", description="Kind of task.")
-    data: DataField = Field(
-        description="Where the examples are: files {train, validation, test}, a hub data set "
-        "{hub, config, revision, splits}, or `builtin:reviews`.",
-        examples=[{"train": "train.csv", "test": "test.csv"}, "builtin:reviews"],
-    )
-    text: TextField = Field(
-        default=("text",),
-        description="Column of the text, or the two columns of a sentence pair.",
-        examples=["text", ["premise", "hypothesis"]],
-    )
-    label: Name = Field(default="label", description="Column of the label: a label name or a class number.")
-    labels: Annotated[tuple[Name, ...], Field(min_length=2), AfterValidator(without_repeats)] | None = Field(
-        default=None,
-        description="Label names in the order of the model's outputs; null takes the names in the checkpoint.",
-        examples=[["negative", "positive"]],
-    )
-    template: None = Field(default=None, description="Prompt template; plain classification has none.")
-    metric: Literal["accuracy", "macro_f1"] = Field(default="accuracy", description="What quality is measured by.")
-    max_length: Annotated[StrictInt, Field(ge=1)] = Field(
-        default=128, description="Longest input in tokens; longer texts are truncated."
-    )
-
-    @field_validator("label")
-    @classmethod
-    def _not_a_text(cls, label: str, info: ValidationInfo) -> str:
-        if label in info.data.get("text", ()):
-            raise ValueError("is also a text column; the answer must not be part of the question")
-        return label

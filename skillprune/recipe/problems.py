@@ -20,7 +20,7 @@ _PLAIN_WORDS = {
     "float_type": "should be a number",
     "tuple_type": "should be a list",
     "path_type": "should be a path",
-    "none_required": "should be null; prompt templates are not supported for this task",
+    "dict_type": "should be a mapping",
     "finite_number": "should be a finite number",
 }
 

@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 from skillprune.errors import Problem, RecipeError
 from skillprune.recipe.base import Spec, StrictInt
-from skillprune.recipe.inputs import ModelField, TaskSpec
+from skillprune.recipe.inputs import ModelField
 from skillprune.recipe.problems import explain
 from skillprune.recipe.source import Document, RecipeDumper
 from skillprune.recipe.stages import (
@@ -23,6 +23,7 @@ from skillprune.recipe.stages import (
     RepairSpec,
     ScoringSpec,
 )
+from skillprune.recipe.task import TaskSpec
 
 
 class Recipe(Spec):

@@ -8,23 +8,72 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 
 from skillprune.recipe.base import Spec, StrictFloat, StrictInt, without_repeats
 
-Criterion = Literal["wanda", "magnitude", "random", "predictivity"]
+Criterion = Literal[
+    "skill",
+    "wanda",
+    "fluctuation",
+    "magnitude",
+    "random",
+    "fisher",
+    "gauss_newton",
+    "taylor",
+    "predictivity",
+    "attribution",
+    "average_precision",
+    "linear_probe",
+]
 Positive = Annotated[StrictInt, Field(ge=1)]
+
+
+class PromptSpec(Spec):
+    """Soft prompts that are tuned before scoring, with the model frozen."""
+
+    tokens: Positive = Field(default=16, description="Soft-prompt slots.")
+    trials: Positive = Field(default=3, description="Prompts to tune, each from its own seed; scores are combined.")
+    combine: Literal["mean", "min"] = Field(
+        default="mean", description="How predictivity makes one number of its trials; other criteria take the mean."
+    )
+    epochs: Positive = Field(default=4, description="Passes over the calibration examples.")
+    learning_rate: Annotated[StrictFloat, Field(gt=0)] = Field(default=0.001, description="Step size of Adam.")
 
 
 class ScoringSpec(Spec):
     """How neurons are scored."""
 
-    criterion: Criterion = Field(default="wanda", description="Importance score that decides which neurons are kept.")
+    criterion: Criterion = Field(default="skill", description="Importance score that decides which neurons are kept.")
     examples: Positive = Field(default=2048, description="Calibration examples, drawn from train by seed.")
-    position: Literal["cls", "mean", "max"] = Field(
+    prompt: PromptSpec | None = Field(
+        default=None, description="Soft prompts to tune and to score with; null scores the model as it is."
+    )
+    position: Literal["prompt", "mask", "cls", "last", "mean", "max"] = Field(
         default="mean",
-        description="How a text's token activations become one number: first token, mean or maximum over tokens.",
+        description="How a text's token activations become one number: every soft-prompt slot by itself, the token "
+        "that answers a template, first or last token, mean or maximum over tokens.",
+    )
+    include_special: bool = Field(
+        default=True, description="Whether `mean` and `max` read special tokens, as published methods do."
+    )
+    include_prompt: bool = Field(default=False, description="Whether `mean` and `max` read soft-prompt slots.")
+    multiclass: Literal["ovr", "pairwise", "reference"] = Field(
+        default="ovr",
+        description="Tests that predictivity makes of more than two classes: each against the rest, all pairs, or "
+        "those of the published code for labels named negative, neutral and positive.",
+    )
+    reduce: Literal["max", "mean"] = Field(default="max", description="How predictivity makes one number of its tests.")
+    balanced: bool = Field(
+        default=True, description="Whether predictivity weighs classes alike, however many examples they have."
     )
     also: Annotated[tuple[Criterion, ...], AfterValidator(without_repeats)] = Field(
-        default=(), description="Further criteria to compute in the same pass.", examples=[["predictivity"]]
+        default=(), description="Further criteria to compute in the same passes.", examples=[["predictivity"]]
     )
     batch_size: Positive = Field(default=32, description="Examples per forward pass.")
+
+    @field_validator("position")
+    @classmethod
+    def _needs_a_prompt(cls, position: str, info: ValidationInfo) -> str:
+        if position == "prompt" and "prompt" in info.data and info.data["prompt"] is None:
+            raise ValueError("needs soft prompts; add scoring.prompt, for example {tokens: 16, trials: 3}")
+        return position
 
     @field_validator("also")
     @classmethod

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from skillprune.activations import evaluating
 from skillprune.data import Batch
 from skillprune.errors import DataError
-from skillprune.families import FFN, by_stack, find_ffns
+from skillprune.families import FFN, Side, by_stack, find_ffns
 from skillprune.planning import PruningPlan
 from skillprune.progress import Progress, silent
 from skillprune.repair.carry import Trace, advance, step, trace
@@ -62,7 +62,7 @@ def prune_and_repair_(
     Args:
         model: a model the plan was made for; changed in place.
         plan: which neurons stay.
-        batches: calibration batches; only real tokens count.
+        batches: calibration batches; only real tokens count, in a decoder beside an encoder those with a target.
         method: ``zero``, ``mean`` or ``least_squares``.
         ridge: strength of the pull towards the old weights, relative to the mean squared activation.
         progress: told about every batch of every layer.
@@ -77,24 +77,28 @@ def prune_and_repair_(
     """
     ffns = find_ffns(model)
     check_plan(ffns, plan)
-    _refuse_unusable(method, batches)
+    _refuse_unusable(method, ffns, batches)
     stacks = by_stack(ffns)
     errors: list[LayerError] = []
     with evaluating(model):
         dense = {name: trace(model, layers, batches, progress) for name, layers in stacks.items()}
         for number, (name, layers) in enumerate(stacks.items()):
-            # The first stack is still untouched, so the pruned network enters it with what the dense one did.
+            # Before the first stack nothing is pruned yet, so the pruned network enters it with what the dense one did;
+            # later ones are traced again, because an encoder that was pruned hands its decoder other states.
             pruned = dense[name] if number == 0 else trace(model, layers, batches, progress)
             errors += _repair_stack(layers, plan.keep[name], dense[name], pruned, batches, method, ridge, progress)
     record_widths_(model)
     return tuple(errors)
 
 
-def _refuse_unusable(method: str, batches: Sequence[Batch]) -> None:
+def _refuse_unusable(method: str, ffns: Sequence[FFN], batches: Sequence[Batch]) -> None:
     if method not in METHODS:
         raise ValueError(f"unknown repair method {method!r}; there are {', '.join(METHODS)}")
     if not any(bool((~_held_out(batch)).any()) for batch in batches):
         raise DataError("there are no calibration examples to repair on; give at least one batch")
+    written = any(ffn.stack.side == "output" for ffn in ffns)
+    if written and any(batch.targets is None for batch in batches):
+        raise DataError("the decoder can only be repaired on batches with targets, which tell its real positions")
 
 
 def _repair_stack(
@@ -117,7 +121,7 @@ def _repair_stack(
             wanted = step(ffn, teacher[number], teacher_calls[number])
             found = step(ffn, student[number], student_calls[number])
             target = wanted.written + wanted.residual - found.residual
-            _add(fit, held_out, batch.to(target.device), found.activations, target)
+            _add(fit, held_out, batch.to(target.device), ffn.stack.side, found.activations, target)
             teacher[number] = wanted.hidden
         progress(f"repair ({ffn.stack.name} layer {ffn.layer})", len(batches), len(batches))
         if len(kept) < ffn.width:
@@ -145,9 +149,9 @@ def _repair_layer_(
     return LayerError(ffn.stack.name, ffn.layer, before, measure.error(new_weight, new_bias, keep))
 
 
-def _add(fit: Moments, held_out: Moments, batch: Batch, activations: Tensor, target: Tensor) -> None:
-    measuring = _held_out(batch).unsqueeze(1)
-    for moments, mask in ((fit, batch.mask & ~measuring), (held_out, batch.mask & measuring)):
+def _add(fit: Moments, held_out: Moments, batch: Batch, side: Side, activations: Tensor, target: Tensor) -> None:
+    real, measuring = batch.mask_of(side), _held_out(batch).unsqueeze(1)
+    for moments, mask in ((fit, real & ~measuring), (held_out, real & measuring)):
         moments.add(activations[mask], target[mask])
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from skillprune.activations import inputs_of, joined
 from skillprune.data import Batch
@@ -19,7 +19,10 @@ from skillprune.progress import Progress, track
 
 @dataclass
 class Call:
-    """How the model called one block on one batch, without the hidden states, which come from the block before."""
+    """How the model called one block on one batch, without the hidden states, which come from the block before.
+
+    Caches of keys and values are left out too: a block that runs again would read what its first run wrote there.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -31,7 +34,7 @@ class Trace:
 
     Attributes:
         hidden: per batch, the hidden states ``(batch, sequence, hidden)`` that enter the stack.
-        calls: per layer and batch, the remaining arguments (masks, positions).
+        calls: per layer and batch, the remaining arguments (masks, positions, what an encoder gives its decoder).
     """
 
     hidden: list[Tensor]
@@ -64,7 +67,8 @@ def trace(model: PreTrainedModel, ffns: Sequence[FFN], batches: Sequence[Batch],
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if layer == 0:
                 hidden.append(_hidden_of(args, kwargs))
-            calls[layer].append(Call(args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"}))
+            others = {name: _uncached(value) for name, value in kwargs.items() if name != "hidden_states"}
+            calls[layer].append(Call(tuple(map(_uncached, args[1:])), others))
 
         return hook
 
@@ -96,6 +100,10 @@ def advance(ffn: FFN, hidden: Tensor, call: Call) -> Tensor:
     """Runs one block on carried hidden states and returns what the next block gets."""
     with torch.inference_mode():
         return _output_of(ffn.block(hidden, *call.args, **call.kwargs))
+
+
+def _uncached(argument: Any) -> Any:
+    return None if isinstance(argument, Cache) else argument
 
 
 def _hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -1,58 +1,157 @@
-"""What a criterion is: a streaming statistic per FFN that ends in one importance score per neuron."""
+"""What a criterion is: sums per FFN, filled in passes that all criteria share, that end in one score per neuron."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from skillprune.activations import Position
-from skillprune.data import Batch
-from skillprune.families import FFN
+from skillprune.activations import PLAIN, Observation, Reading
+from skillprune.families import FFN, Site
 
 Split = Literal["calibration", "validation"]
+
+SPLITS: tuple[Split, Split] = ("calibration", "validation")
+"""The splits in the order they are read: baselines come before what is compared with them."""
+
+State = dict[str, Tensor]
+"""What a criterion knows of one FFN: tensors whose size does not depend on how much was seen."""
+
+
+@dataclass(frozen=True)
+class Read:
+    """A pass over data that a criterion wants to see.
+
+    Attributes:
+        split: which examples.
+        quantity: whose gradients are wanted: `PLAIN` none, ``loss`` of the right answer, ``sampled`` random contrasts
+            of the model's own outputs.
+        examples: how many examples suffice, the first ones of the split (which is a random sample); None for all.
+    """
+
+    split: Split
+    quantity: str = PLAIN
+    examples: int | None = None
+
+    def enough(self, total: int) -> int | None:
+        """How many of ``total`` examples to read; None where that is all of them, so that passes can be shared."""
+        return None if self.examples is None or self.examples >= total else self.examples
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What criteria may need to know beside activations and weights.
+    """What criteria may need to know beside observations and weights.
 
     Attributes:
-        position: which position of a sequence pooled criteria read.
-        labels: class names, in the order of their ids.
+        reading: where pooled criteria read a sequence.
+        labels: class names, in the order of their ids; empty where the task has no classes.
         class_counts: examples per class id, for every split.
-        seed: seed of criteria that draw.
+        examples: examples of every split.
+        seed: seed of whatever is drawn.
+        positions: how many positions the reading has.
+        dtype: number format of pooled responses, float32 at least.
+        multiclass: tests that predictivity makes of more than two classes.
+        reduce: how predictivity makes one number of its tests.
+        balanced: whether predictivity gives every class the same weight, however many examples it has.
     """
 
-    position: Position
-    labels: tuple[str, ...]
-    class_counts: dict[Split, tuple[int, ...]]
-    seed: int
+    reading: Reading = field(default_factory=Reading)
+    labels: tuple[str, ...] = ()
+    class_counts: Mapping[Split, tuple[int, ...]] = field(default_factory=dict)
+    examples: Mapping[Split, int] = field(default_factory=dict)
+    seed: int = 0
+    positions: int = 1
+    dtype: torch.dtype = torch.float32
+    multiclass: Literal["ovr", "pairwise", "reference"] = "ovr"
+    reduce: Literal["max", "mean"] = "max"
+    balanced: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class LayerScores:
+    """What a criterion says of one FFN.
+
+    Attributes:
+        scores: importance of every neuron, ``(neurons,)``; higher means keep.
+        details: further arrays by name, for reports and planning.
+    """
+
+    scores: NDArray[np.float64]
+    details: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 class Criterion(ABC):
-    """Scores neurons. Subclasses keep sums whose size does not depend on the number of examples.
+    """Scores neurons. A subclass says what it reads, how one observation changes its sums, and what they amount to.
 
-    ``reads`` lists the splits it wants streamed, in order; () means weights are enough. The engine runs the model once
-    per batch for all criteria together and calls `update` for every FFN, then asks for `finish`.
+    The engine runs the model once per batch and pass for all criteria together, calibration first. When a split is
+    done, the states of all processes are merged, so later splits and `finish` know everything.
     """
 
     name: ClassVar[str]
-    reads: ClassVar[tuple[Split, ...]] = ()
+    reads: ClassVar[tuple[Read, ...]] = ()
 
     def __init__(self, ffns: Sequence[FFN], settings: Settings) -> None:
+        """Prepares for a model's FFNs.
+
+        Raises:
+            DataError: the data cannot be scored by this criterion.
+        """
         self.ffns = tuple(ffns)
         self.settings = settings
+        self._states: dict[tuple[Site, Split], State] = {}
 
-    def update(self, split: Split, ffn: FFN, activations: Tensor, batch: Batch) -> None:
-        """Takes in one FFN's activations ``(batch, sequence, neurons)`` of one batch; criteria that read define it."""
+    def start(self, ffn: FFN, split: Split, device: torch.device) -> State:
+        """The state before anything of a split was seen; criteria that read define it."""
+        return {}
+
+    def update(self, read: Read, seen: Observation) -> None:
+        """Takes in one observation of a pass; criteria that read define it."""
         raise TypeError(f"{self.name} reads no activations")
 
+    def merge(self, ffn: FFN, split: Split, other: State) -> None:
+        """Takes in what another instance saw of a split; right for states that are sums."""
+        state = self.state(ffn, split)
+        for key, value in other.items():
+            state[key] += value.to(state[key].device)
+
     @abstractmethod
-    def finish(self, ffn: FFN) -> NDArray[np.float64]:
-        """The importance scores ``(neurons,)`` of one FFN, after everything was streamed."""
+    def finish(self, ffn: FFN) -> LayerScores:
+        """The scores of one FFN, after everything was seen."""
+
+    @classmethod
+    def state_bytes(cls, ffn: FFN) -> int:
+        """Memory that the state of one FFN takes, where it is more than a few vectors."""
+        return 0
+
+    def state(self, ffn: FFN, split: Split = "calibration", device: torch.device | None = None) -> State:
+        """What was seen of one FFN in one split; a new state is put on ``device``."""
+        key = ffn.site, split
+        if key not in self._states:
+            with torch.inference_mode(False):  # a state outlives the pass that asked for it first
+                self._states[key] = self.start(ffn, split, device or torch.device("cpu"))
+        return self._states[key]
+
+    def replace(self, ffn: FFN, split: Split, state: State) -> None:
+        """Puts another state in the place of what was seen of one FFN in one split."""
+        self._states[ffn.site, split] = state
+
+    def forget(self, ffn: FFN) -> None:
+        """Drops what was seen of one FFN."""
+        for key in [key for key in self._states if key[0] == ffn.site]:
+            del self._states[key]
+
+
+def zeros(device: torch.device, *shape: int) -> Tensor:
+    """A float64 accumulator."""
+    return torch.zeros(shape, dtype=torch.float64, device=device)
+
+
+def vector(tensor: Tensor) -> NDArray[np.float64]:
+    """A tensor as a float64 array."""
+    return np.asarray(tensor.detach().double().cpu().numpy())

@@ -1,29 +1,46 @@
-"""Runs the model once per batch for all criteria that were asked for and collects their scores."""
+"""Runs the model once per batch and pass for all criteria that were asked for, and collects their scores."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from torch import Tensor
+import psutil
+import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from skillprune.activations import Position, stream_activations
+from skillprune.activations import Observation, Quantity, Reading, Visitor, stream
+from skillprune.answers import Classifier, TaskModel
 from skillprune.data import Batch
-from skillprune.evaluation import label_names
-from skillprune.families import FFN, by_stack, find_ffns
+from skillprune.errors import DataError
+from skillprune.families import FFN, Site, by_stack, find_ffns
 from skillprune.progress import Progress, silent
-from skillprune.scoring.criterion import Criterion, Settings, Split
+from skillprune.scoring.activity import Fluctuation, Wanda
+from skillprune.scoring.criterion import SPLITS, Criterion, LayerScores, Read, Settings, Split
+from skillprune.scoring.exchange import failing_together, merge_processes, own_share
+from skillprune.scoring.gradients import Attribution, Fisher, GaussNewton, Taylor
+from skillprune.scoring.precision import AveragePrecision
 from skillprune.scoring.predictivity import Predictivity
+from skillprune.scoring.probe import LinearProbe
 from skillprune.scoring.scores import NeuronScores, Provenance
-from skillprune.scoring.wanda import Wanda
+from skillprune.scoring.skill import Skill
 from skillprune.scoring.weights import Magnitude, Random
 
 CRITERIA: dict[str, type[Criterion]] = {
-    criterion.name: criterion for criterion in (Magnitude, Predictivity, Random, Wanda)
+    criterion.name: criterion
+    for criterion in (
+        *(Skill, Wanda, Fluctuation, Magnitude, Random),
+        *(Fisher, GaussNewton, Taylor),
+        *(Predictivity, Attribution, AveragePrecision, LinearProbe),
+    )
 }
 """The criteria by name; a new one is one class in this room and one entry here."""
+
+STATE_SHARE = 0.25
+"""Share of the machine's free memory that large states, such as Gram matrices, may take at a time."""
 
 
 @dataclass(frozen=True)
@@ -39,68 +56,182 @@ class ScoringData:
 
 
 def score_neurons(
-    model: PreTrainedModel,
+    model: PreTrainedModel | TaskModel,
     data: ScoringData,
     *,
     criteria: Sequence[str],
     provenance: Provenance,
-    position: Position = "mean",
+    settings: Settings | None = None,
+    state_bytes: int | None = None,
     progress: Progress = silent,
 ) -> tuple[NeuronScores, ...]:
     """Scores every FFN neuron under every named criterion, sharing the passes over the data.
 
+    In a process group (torchrun) every process streams its share of the batches, and all return the same scores.
+
+    Args:
+        model: a classifier, or any model with the way its task is put to it.
+        data: the examples; the same in every process.
+        criteria: names in `CRITERIA`.
+        provenance: what the scores will say they come from.
+        settings: where sequences are read and the like; `settings_for` fills in what the data tell.
+        state_bytes: memory for large states; layers that do not fit together are scored in further passes. None takes
+            a quarter of what the machine has free.
+        progress: told about every batch.
+
     Raises:
-        DataError: a class has no example in a split that is read, or a score is not finite.
+        DataError: a class is too rare in a split that is read, or an activation, a gradient or a score is not finite.
+        ResourceFailure: not even one example fits into the device's memory.
         UnsupportedArchitecture: the model has no row in the family table.
     """
-    ffns = find_ffns(model)
-    workers = prepare_criteria(model, data, criteria, position, provenance.seed)
-    for split in ("calibration", "validation"):
-        readers = [worker for worker in workers if split in worker.reads]
-        if readers:
-            _stream(model, ffns, data.split(split), split, readers, progress)
-    return tuple(
-        NeuronScores(
-            worker.name,
-            {stack: tuple(worker.finish(ffn) for ffn in layers) for stack, layers in by_stack(ffns).items()},
-            provenance,
-        )
-        for worker in workers
+    subject = model if isinstance(model, TaskModel) else Classifier(model)
+    settings = settings or settings_for(subject, data, seed=provenance.seed)
+    ffns = find_ffns(subject.model)
+    workers = prepare_criteria(ffns, criteria, settings)
+    found: dict[str, dict[Site, LayerScores]] = {worker.name: {} for worker in workers}
+    budget = state_bytes if state_bytes is not None else int(STATE_SHARE * psutil.virtual_memory().available)
+    try:
+        for shifts in _rounds(workers, ffns, budget):
+            observe(subject, data, shifts, settings.reading, progress)
+            for worker, sites in shifts:
+                found[worker.name] |= {ffn.site: worker.finish(ffn) for ffn in sites}
+                _forget(worker, sites)
+    finally:
+        for worker in workers:
+            _forget(worker, ffns)
+    return tuple(_gathered(worker, ffns, found[worker.name], provenance) for worker in workers)
+
+
+def settings_for(model: PreTrainedModel | TaskModel, data: ScoringData, **others: Any) -> Settings:
+    """Settings with everything filled in that the model and the data tell; ``others`` are further fields.
+
+    Only a classification head names its classes; for label words, give ``labels``.
+
+    Raises:
+        DataError: a split that scoring reads has no examples.
+    """
+    subject = model if isinstance(model, TaskModel) else Classifier(model)
+    labels = tuple(others.pop("labels", subject.labels))
+    examples = {split: sum(map(len, data.split(split))) for split in SPLITS}
+    if not examples["calibration"]:
+        raise DataError("there are no calibration examples to score with; give at least one")
+    computed: torch.dtype = subject.model.dtype
+    return Settings(
+        labels=labels,
+        class_counts={split: _class_counts(data.split(split), len(labels)) for split in SPLITS},
+        examples=examples,
+        dtype=torch.promote_types(computed, torch.float32),
+        **others,
     )
 
 
-def prepare_criteria(
-    model: PreTrainedModel, data: ScoringData, criteria: Sequence[str], position: Position, seed: int
-) -> list[Criterion]:
-    """Fresh criteria for a model and its data; nothing is run, so this also serves to refuse unusable data early.
+Shift = tuple[Criterion, tuple[FFN, ...]]
+"""A criterion and the FFNs it looks at in one round."""
+
+
+def observe(
+    subject: TaskModel, data: ScoringData, shifts: Sequence[Shift], reading: Reading, progress: Progress = silent
+) -> None:
+    """Streams both splits past the criteria, in as few passes as they allow; afterwards they are ready to finish."""
+    for split in SPLITS:
+        _read_split(subject, data.split(split), split, shifts, reading, progress)
+
+
+def prepare_criteria(ffns: Sequence[FFN], criteria: Sequence[str], settings: Settings) -> list[Criterion]:
+    """Fresh criteria; nothing is run, so this also serves to refuse unusable data early.
 
     Raises:
-        DataError: a criterion needs a class that a split does not have.
-        UnsupportedArchitecture: the model has no row in the family table.
+        DataError: a criterion needs a class that a split does not have enough of.
     """
-    ffns, labels = find_ffns(model), label_names(model)
-    settings = Settings(position, labels, _class_counts(data, len(labels)), seed)
     return [CRITERIA[name](ffns, settings) for name in criteria]
 
 
-def _stream(
-    model: PreTrainedModel,
-    ffns: Sequence[FFN],
+def _rounds(workers: Sequence[Criterion], ffns: Sequence[FFN], budget: int) -> Iterator[list[Shift]]:
+    """Who looks at what in which round: everybody at everything at once, unless states are too large together."""
+    heavy = [worker for worker in workers if worker.state_bytes(ffns[0])]
+    light: list[Shift] = [(worker, tuple(ffns)) for worker in workers if worker not in heavy]
+    waiting = list(ffns) if heavy else []
+    while True:
+        group: list[FFN] = []
+        room = budget
+        while waiting and (not group or room >= sum(worker.state_bytes(waiting[0]) for worker in heavy)):
+            room -= sum(worker.state_bytes(waiting[0]) for worker in heavy)
+            group.append(waiting.pop(0))
+        yield light + [(worker, tuple(group)) for worker in heavy]
+        light = []
+        if not waiting:
+            return
+
+
+def _read_split(
+    subject: TaskModel,
     batches: Sequence[Batch],
     split: Split,
-    readers: Sequence[Criterion],
+    shifts: Sequence[Shift],
+    reading: Reading,
     progress: Progress,
 ) -> None:
-    def visit(ffn: FFN, activations: Tensor, batch: Batch) -> None:
-        for reader in readers:
-            reader.update(split, ffn, activations, batch)
+    """Every pass over one split that some criterion wants, and then the sums of all processes."""
+    total = sum(map(len, batches))
+    wanted = [(worker, ffns, read) for worker, ffns in shifts for read in worker.reads if read.split == split]
+    for examples in dict.fromkeys(read.enough(total) for _, _, read in wanted):
+        readers = [(worker, ffns, read) for worker, ffns, read in wanted if read.enough(total) == examples]
+        with failing_together():
+            stream(
+                subject,
+                list({ffn.site: ffn for _, ffns, _ in readers for ffn in ffns}.values()),
+                own_share(_first(batches, examples)),
+                [_visitor(worker, ffns, read) for worker, ffns, read in readers],
+                quantities=_quantities(readers[0][0].settings.seed),
+                reading=reading,
+                what=f"scoring ({split})" if examples is None else f"scoring ({split}, {examples} examples)",
+                progress=progress,
+            )
+    for worker, ffns in shifts:
+        if any(read.split == split for read in worker.reads):
+            merge_processes(worker, ffns, split)
 
-    stream_activations(model, ffns, batches, visit, what=f"scoring ({split})", progress=progress)
+
+def _forget(worker: Criterion, ffns: Sequence[FFN]) -> None:
+    for ffn in ffns:
+        worker.forget(ffn)
 
 
-def _class_counts(data: ScoringData, classes: int) -> dict[Split, tuple[int, ...]]:
-    def count(batches: Sequence[Batch]) -> tuple[int, ...]:
-        labels = np.array([label for batch in batches for label in batch.labels.tolist()], dtype=np.int64)
-        return tuple(np.bincount(labels, minlength=classes).tolist())
+def _visitor(worker: Criterion, ffns: Sequence[FFN], read: Read) -> Visitor:
+    def look(seen: Observation) -> None:
+        worker.update(read, seen)
 
-    return {"calibration": count(data.calibration), "validation": count(data.validation)}
+    return Visitor(read.quantity, frozenset(ffn.site for ffn in ffns), look)
+
+
+def _quantities(seed: int) -> Mapping[str, Quantity]:
+    return {
+        "loss": lambda answers, batch: answers.losses(),
+        "sampled": lambda answers, batch: answers.sampled(seed, batch.indices),
+    }
+
+
+def _first(batches: Sequence[Batch], examples: int | None) -> Sequence[Batch]:
+    """The first examples of a split, whichever batches they are in."""
+    if examples is None:
+        return batches
+    parts = [batch.select(batch.indices < examples) for batch in batches]
+    return [part for part in parts if len(part)]
+
+
+def _gathered(
+    worker: Criterion, ffns: Sequence[FFN], found: Mapping[Site, LayerScores], provenance: Provenance
+) -> NeuronScores:
+    stacks = by_stack(ffns)
+    names = found[ffns[0].site].details
+    details: dict[str, dict[str, tuple[NDArray[Any], ...]]] = {
+        name: {stack: tuple(found[ffn.site].details[name] for ffn in layers) for stack, layers in stacks.items()}
+        for name in names
+    }
+    values = {stack: tuple(found[ffn.site].scores for ffn in layers) for stack, layers in stacks.items()}
+    return NeuronScores(worker.name, values, provenance, details)
+
+
+def _class_counts(batches: Sequence[Batch], classes: int) -> tuple[int, ...]:
+    labels = np.array([label for batch in batches for label in batch.labels.tolist()], dtype=np.int64)
+    return tuple(np.bincount(labels, minlength=classes).tolist())

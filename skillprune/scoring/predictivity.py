@@ -3,100 +3,84 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from skillprune.activations import pool
-from skillprune.data import Batch
-from skillprune.errors import DataError
-from skillprune.families import FFN, Site
-from skillprune.scoring.criterion import Criterion, Settings, Split
-
-
-class _Sums(NamedTuple):
-    means: Tensor  # (classes, neurons): mean pooled activation of every class of the calibration split
-    accuracy: Tensor  # (classes, neurons): balanced accuracy of "fires above its baseline" as a test for the class
+from skillprune.activations import Observation
+from skillprune.families import FFN
+from skillprune.scoring.class_tests import class_tests, refuse_rare_classes
+from skillprune.scoring.criterion import Criterion, LayerScores, Read, Settings, Split, State, vector, zeros
 
 
 class Predictivity(Criterion):
-    """Two-sided balanced accuracy of "the neuron fires above its baseline" as a test for a class; best class counts.
+    """Two-sided accuracy of "the neuron fires above its baseline" as a test for a class; the best test counts.
 
-    For class ``c`` every example weighs ``w_c = 1/2 * 1/N_c`` when it is of class ``c`` and
-    ``w_c = 1/2 * 1/(C-1) * 1/N_k`` when it is of another class ``k``. With pooled activation ``z``:
+    Source: Wang, Wen et al., "Finding Skill Neurons in Pre-trained Transformer-based Language Models" (EMNLP 2022,
+    arXiv 2211.07349). The baseline of a neuron at a position is its mean activation in calibration, the accuracy that
+    of ``activation > baseline`` in validation; two-sided, ``max(Acc, 1 - Acc)``; then the best position. Every class
+    weighs the same unless ``balanced`` is off, so a silent neuron scores 0.5 whatever the class counts; on balanced
+    data with two classes both are the published definition. `ClassTests` says which tests more than two classes make.
 
-        baseline    t_c   = sum over calibration of w_c z
-        accuracy    Acc_c = sum over validation  of w_c [[z > t_c] == [y == c]]
-        score             = max over c of max(Acc_c, 1 - Acc_c)                      in [0.5, 1]
-
-    On balanced binary data this is the published definition (Wang, Wen et al., "Finding Skill Neurons in Pre-trained
-    Transformer-based Language Models", EMNLP 2022); balancing keeps a silent neuron at 0.5 when classes are not equal.
     A finding about the model; removing the least predictive neurons is not a safe way to prune.
 
+    Details: ``per_test`` ``(tests, neurons)``, and ``direction``, +1 where firing means yes and -1 where it means no.
+
     Raises:
-        DataError: a class has no example in one of the two splits.
+        DataError: a class has fewer than two examples in one of the two splits.
     """
 
     name = "predictivity"
-    reads = ("calibration", "validation")
+    reads = (Read("calibration"), Read("validation"))
 
     def __init__(self, ffns: Sequence[FFN], settings: Settings) -> None:
         super().__init__(ffns, settings)
-        _refuse_missing_classes(settings)
-        self._classes = len(settings.labels)
-        self._weights = class_weights(settings.class_counts["validation"])
-        self._counts = torch.tensor(settings.class_counts["calibration"], dtype=torch.float64)
-        self._sums: dict[Site, _Sums] = {ffn.site: _Sums(self._zeros(ffn), self._zeros(ffn)) for ffn in ffns}
+        refuse_rare_classes(self.name, settings, ("calibration", "validation"), least=2)
+        self._tests = class_tests(settings)
 
-    def update(self, split: Split, ffn: FFN, activations: Tensor, batch: Batch) -> None:
-        """Calibration adds to the class means, validation to the accuracies of every class test."""
-        pooled = pool(activations, batch, self.settings.position).double()
-        if not bool(pooled.isfinite().all()):
-            raise DataError(f"predictivity: the activations of {ffn.stack.name} layer {ffn.layer} are not finite")
-        if split == "calibration":
-            each = 1.0 / self._counts.to(pooled.device)[batch.labels]
-            self._sums[ffn.site].means.index_add_(0, batch.labels, pooled * each.unsqueeze(1))
-        else:
-            self._count_right(ffn, pooled, batch)
+    def start(self, ffn: FFN, split: Split, device: torch.device) -> State:
+        """Calibration: sums per class. Validation: the part of every test's accuracy that firing neurons add."""
+        rows = len(self.settings.labels if split == "calibration" else self._tests.names)
+        return {"sums": zeros(device, rows, self.settings.positions, ffn.width)}
 
-    def finish(self, ffn: FFN) -> NDArray[np.float64]:
-        """Scores ``(neurons,)``, the best class test of every neuron."""
-        accuracy = self._sums[ffn.site].accuracy
-        return np.asarray(torch.maximum(accuracy, 1 - accuracy).amax(dim=0).cpu().numpy())
+    def update(self, read: Read, seen: Observation) -> None:
+        """Adds pooled activations to their classes, or looks which neurons fire above which baseline."""
+        pooled, labels = seen.pooled.double(), seen.batch.labels
+        sums = self.state(seen.ffn, read.split, pooled.device)["sums"]
+        if read.split == "calibration":
+            sums += torch.zeros_like(sums).index_add_(0, labels, pooled)
+            return
+        tests, counts = self._tests, self._counts("validation", sums)
+        weights = (torch.from_numpy(tests.yes - tests.no).to(sums) / counts)[:, labels]
+        baselines = self._baselines(self.state(seen.ffn, "calibration")["sums"].to(sums))
+        added = [
+            torch.einsum("b,bpn->pn", weight, (pooled > baseline).double())
+            for weight, baseline in zip(weights, baselines, strict=True)
+        ]
+        sums += torch.stack(added)
 
-    def _count_right(self, ffn: FFN, pooled: Tensor, batch: Batch) -> None:
-        sums = self._sums[ffn.site]
-        weights = self._weights.to(pooled.device)[batch.labels]
-        for label, baseline in enumerate(self._baselines(sums.means)):
-            right = (pooled > baseline) == (batch.labels == label).unsqueeze(1)
-            sums.accuracy[label] += weights[:, label] @ right.double()
+    def finish(self, ffn: FFN) -> LayerScores:
+        """Scores ``(neurons,)``: the best test of every neuron, or their mean."""
+        sums = self.state(ffn, "validation")["sums"]
+        accuracy = sums + torch.from_numpy(self._tests.no.sum(axis=1)).to(sums).view(-1, 1, 1)
+        two_sided, place = torch.maximum(accuracy, 1 - accuracy).max(dim=1)
+        there = accuracy.gather(1, place.unsqueeze(1)).squeeze(1)
+        per_test = vector(two_sided)
+        direction = np.sign(vector(there) - 0.5).astype(np.int8)
+        return LayerScores(reduced(per_test, self.settings.reduce), {"per_test": per_test, "direction": direction})
 
-    def _baselines(self, means: Tensor) -> Tensor:
-        others = (means.sum(dim=0) - means) / (self._classes - 1)
-        return 0.5 * means + 0.5 * others
+    def _baselines(self, sums: Tensor) -> Tensor:
+        """Thresholds ``(tests, positions, neurons)``."""
+        means = sums / self._counts("calibration", sums).view(-1, 1, 1)
+        return torch.einsum("tk,kpn->tpn", torch.from_numpy(self._tests.baselines).to(sums), means)
 
-    def _zeros(self, ffn: FFN) -> Tensor:
-        return torch.zeros(self._classes, ffn.width, dtype=torch.float64, device=ffn.down.weight.device)
-
-
-def _refuse_missing_classes(settings: Settings) -> None:
-    if len(settings.labels) < 2:
-        raise DataError("predictivity needs a classifier with two classes or more")
-    for split, counts in settings.class_counts.items():
-        missing = [label for label, count in zip(settings.labels, counts, strict=True) if count == 0]
-        if missing:
-            raise DataError(
-                f"predictivity needs examples of every class in the {split} split; there is none of {missing[0]!r}"
-                + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
-            )
+    def _counts(self, split: Split, like: Tensor) -> Tensor:
+        return torch.tensor(self.settings.class_counts[split]).to(like)
 
 
-def class_weights(counts: Sequence[int]) -> Tensor:
-    """Weight of an example of class ``k`` in the test for class ``c``, ``(k, c)``; over all examples they sum to 1."""
-    classes = len(counts)
-    weights = torch.full((classes, classes), 0.5 / (classes - 1), dtype=torch.float64)
-    weights.fill_diagonal_(0.5)
-    return weights / torch.tensor(counts, dtype=torch.float64).unsqueeze(1)
+def reduced(per_test: NDArray[np.float64], how: Literal["max", "mean"]) -> NDArray[np.float64]:
+    """One score per neuron from its tests ``(tests, neurons)``."""
+    return np.asarray(per_test.max(axis=0) if how == "max" else per_test.mean(axis=0))

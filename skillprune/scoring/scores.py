@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from scipy.stats import spearmanr
 from skillprune.errors import DataError, PlanMismatch
 
 Vector = NDArray[np.float64]
+
+_OF_WHAT = {"model": "model", "data": "task or sample of its examples"}
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,13 @@ class NeuronScores:
         criterion: name in the table of criteria.
         values: per stack, one vector ``(neurons,)`` per layer; layers may differ in width.
         provenance: model, data, sizes and seed behind the numbers.
+        details: further arrays by name, then per stack and layer like ``values``; the criterion says what they mean.
     """
 
     criterion: str
     values: Mapping[str, tuple[Vector, ...]]
     provenance: Provenance
+    details: Mapping[str, Mapping[str, tuple[NDArray[Any], ...]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for stack, layers in self.values.items():
@@ -86,13 +91,30 @@ class NeuronScores:
 
         Raises:
             PlanMismatch: the two describe different widths.
+            DataError: they are of different models.
         """
         if self.widths != other.widths:
             raise PlanMismatch(f"scores of widths {self.widths} cannot be compared with {other.widths}")
+        self.refuse_others(replace(other, provenance=replace(other.provenance, data=self.provenance.data)))
         return {
             stack: tuple(_rank_correlation(*pair) for pair in zip(layers, other.values[stack], strict=True))
             for stack, layers in self.values.items()
         }
+
+    def refuse_others(self, other: NeuronScores | Provenance) -> None:
+        """Sees to it that two sets of scores, or scores and what is at hand, are of one model and task.
+
+        Raises:
+            DataError: they are not.
+        """
+        found = other.provenance if isinstance(other, NeuronScores) else other
+        for what in ("model", "data"):
+            mine, theirs = getattr(self.provenance, what), getattr(found, what)
+            if mine != theirs:
+                raise DataError(
+                    f"the {self.criterion} scores are of another {_OF_WHAT[what]} (fingerprint {mine[:12]}, not "
+                    f"{theirs[:12]}); score again"
+                )
 
     def __str__(self) -> str:
         lines = [f"{self.criterion} of {self.provenance.examples} examples (seed {self.provenance.seed})"]
@@ -123,9 +145,19 @@ def save_scores(scores: Sequence[NeuronScores], path: Path) -> None:
         for stack, layers in score.values.items()
         for layer, vector in enumerate(layers)
     }
+    tensors |= {
+        f"{score.criterion}/{stack}/{layer}/{name}": np.ascontiguousarray(array)
+        for score in scores
+        for name, stacks in score.details.items()
+        for stack, layers in stacks.items()
+        for layer, array in enumerate(layers)
+    }
     header = {score.criterion: json.dumps(asdict(score.provenance)) for score in scores}
-    order = json.dumps([score.criterion for score in scores])
-    save_file(tensors, path, metadata={"format": "skillprune-scores-1", "criteria": order, **header})
+    orders = {
+        "criteria": json.dumps([score.criterion for score in scores]),
+        "stacks": json.dumps(list(scores[0].values) if scores else []),
+    }
+    save_file(tensors, path, metadata={"format": "skillprune-scores-1", **orders, **header})
 
 
 def load_scores(path: Path) -> tuple[NeuronScores, ...]:
@@ -139,17 +171,21 @@ def load_scores(path: Path) -> tuple[NeuronScores, ...]:
             header = dict(file.metadata() or {})
             if header.pop("format", "") != "skillprune-scores-1":
                 raise DataError(f"{path} is a safetensors file, but not one that skillprune wrote scores to")
-            # The header is an unordered map, so the order of the criteria is written down.
-            names = json.loads(header["criteria"])
-            return tuple(_read(file, name, json.loads(header[name])) for name in names)
+            # The header is an unordered map, so orders are written down.
+            names, stacks = json.loads(header["criteria"]), json.loads(header["stacks"])
+            return tuple(_read(file, name, stacks, json.loads(header[name])) for name in names)
     except (OSError, SafetensorError) as broken:
         raise DataError(f"{path} cannot be read as scores: {broken}") from broken
 
 
-def _read(file: safe_open, criterion: str, provenance: dict[str, object]) -> NeuronScores:
-    names = [name.split("/") for name in file.keys() if name.startswith(f"{criterion}/")]
-    values: dict[str, tuple[Vector, ...]] = {}
-    for stack, layer in sorted((stack, int(layer)) for _, stack, layer in names):
-        vector = file.get_tensor(f"{criterion}/{stack}/{layer}")
-        values[stack] = (*values.get(stack, ()), vector)
-    return NeuronScores(criterion, values, Provenance(**provenance))  # type: ignore[arg-type]  # as save_scores wrote it
+def _read(file: safe_open, criterion: str, stacks: Sequence[str], provenance: dict[str, object]) -> NeuronScores:
+    # The scores themselves have no fourth part in their name.
+    keys = [name.split("/") for name in file.keys() if name.startswith(f"{criterion}/")]
+    places = sorted((stacks.index(stack), int(layer), "".join(name)) for _, stack, layer, *name in keys)
+    found: dict[str, dict[str, tuple[NDArray[Any], ...]]] = {}
+    for stack, layer, name in places:
+        array = file.get_tensor("/".join([criterion, stacks[stack], str(layer), *([name] if name else [])]))
+        layers = found.setdefault(name, {})
+        layers[stacks[stack]] = (*layers.get(stacks[stack], ()), array)
+    seen = Provenance(**provenance)  # type: ignore[arg-type]  # as save_scores wrote it
+    return NeuronScores(criterion, found.pop(""), seen, found)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from skillprune.families import FFN
-from skillprune.scoring.criterion import Criterion
+from skillprune.scoring.criterion import Criterion, LayerScores, vector
 
 
 class Magnitude(Criterion):
@@ -14,9 +13,9 @@ class Magnitude(Criterion):
 
     name = "magnitude"
 
-    def finish(self, ffn: FFN) -> NDArray[np.float64]:
+    def finish(self, ffn: FFN) -> LayerScores:
         """Column norms ``(neurons,)``."""
-        return np.asarray(ffn.down.weight.detach().double().norm(dim=0).cpu().numpy())
+        return LayerScores(vector(ffn.down_weight().double().norm(dim=0)))
 
 
 class Random(Criterion):
@@ -24,7 +23,7 @@ class Random(Criterion):
 
     name = "random"
 
-    def finish(self, ffn: FFN) -> NDArray[np.float64]:
+    def finish(self, ffn: FFN) -> LayerScores:
         """Independent draws in [0, 1), ``(neurons,)``, reproducible per seed, stack and layer."""
         stack = list(ffn.stack.name.encode())
-        return np.random.default_rng([self.settings.seed, ffn.layer, *stack]).random(ffn.width)
+        return LayerScores(np.random.default_rng([self.settings.seed, ffn.layer, *stack]).random(ffn.width))

@@ -1,0 +1,118 @@
+"""What the criteria say about MiniLM: which layers know a task, and how far the criteria agree.
+
+``predictivity``: the best neuron of every layer on four tasks, read from the pretrained body (mean-pooled), beside the
+best under shuffled labels, which is what chance gives to the best of so many. ``agreement``: Spearman's rank
+correlation between all criteria, averaged over layers, on the checkpoints that were fine-tuned for a task.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from provenance import HERE, write_result
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from skillprune import load_source, load_splits, make_batches, resolve_task
+from skillprune.answers import Classifier, label_names
+from skillprune.data import Batch, Example
+from skillprune.recipe import ModelSpec, TaskSpec
+from skillprune.scoring import CRITERIA, NeuronScores, Provenance, ScoringData, score_neurons, settings_for
+
+SHARED = HERE.parents[1] / "shared"
+BODY_TASKS = ("sst2", "trec", "subj", "clinc150")
+FINE_TUNED = ("sst2", "trec")
+EXAMPLES = 2048
+
+
+def main() -> None:
+    """Both parts, for every seed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    arguments = parser.parse_args()
+    best = {task: [best_neurons(task, seed) for seed in arguments.seeds] for task in BODY_TASKS}
+    agree = {task: agreement(task, arguments.seeds[0]) for task in FINE_TUNED}
+    write_result("findings-minilm", seeds=arguments.seeds, result={"predictivity": best, "agreement": agree})
+
+
+def best_neurons(name: str, seed: int) -> dict[str, Any]:
+    """The best predictivity of every layer, and the same after the labels were shuffled."""
+    data, labels = body_data(name, seed)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        SHARED / "models" / "minilm-l6", num_labels=len(labels), dtype=torch.float32
+    ).eval()
+    rng = np.random.default_rng(seed)
+    shuffled = ScoringData(*(shuffle(getattr(data, split), rng) for split in ("calibration", "validation")))
+    found = {}
+    for kind, given in (("best_per_layer", data), ("shuffled_labels", shuffled)):
+        (scores,) = scored(Classifier(model), given, ["predictivity"], labels, seed)
+        found[kind] = [round(value, 4) for value in scores.best_per_layer()["encoder"]]
+    print(name, seed, found, flush=True)
+    return {"seed": seed, "classes": len(labels), **found}
+
+
+def agreement(name: str, seed: int) -> dict[str, Any]:
+    """Spearman between all pairs of criteria, mean over layers."""
+    source = load_source(ModelSpec(name=str(SHARED / "models" / f"minilm-{name}")))
+    task = resolve_task(spec(name), label_names(source.model))
+    splits = load_splits(task, examples=EXAMPLES, seed=seed)
+    data = ScoringData(*(batches(split, source.tokenizer) for split in (splits.calibration, splits.validation)))
+    scores = scored(Classifier(source.model), data, list(CRITERIA), task.labels, seed)
+    matrix = [[float(np.mean(one.compare(other)["encoder"])) for other in scores] for one in scores]
+    for one, row in zip(scores, matrix, strict=True):
+        print(name, one.criterion, [round(value, 2) for value in row], flush=True)
+    return {"criteria": [each.criterion for each in scores], "spearman": np.round(matrix, 3).tolist()}
+
+
+def scored(
+    model: Classifier, data: ScoringData, criteria: Sequence[str], labels: Sequence[str], seed: int
+) -> tuple[NeuronScores, ...]:
+    """Scores with the default settings."""
+    settings = settings_for(model, data, labels=tuple(labels), seed=seed)
+    seen = Provenance("", "", settings.examples["calibration"], "mean", seed)
+    return score_neurons(model, data, criteria=criteria, provenance=seen, settings=settings)
+
+
+def body_data(name: str, seed: int) -> tuple[ScoringData, tuple[str, ...]]:
+    """Batches of a task for the pretrained body, and its labels."""
+    given = spec(name)
+    task = resolve_task(given, given.labels or ())
+    splits = load_splits(task, examples=EXAMPLES if len(task.labels) < 100 else 8000, seed=seed)
+    tokenizer = AutoTokenizer.from_pretrained(SHARED / "models" / "minilm-l6")
+    return ScoringData(*(batches(split, tokenizer) for split in (splits.calibration, splits.validation))), task.labels
+
+
+def spec(name: str) -> TaskSpec:
+    """The task of a folder of data, with its labels as they stand in the test split."""
+    folder = SHARED / "data" / name
+    files = {split: folder / f"{split}.csv" for split in ("train", "validation", "test")}
+    return TaskSpec(data=files, labels=labels_of(files["train"]), max_length=64)
+
+
+def labels_of(path: Path) -> tuple[str, ...]:
+    """Label names in alphabetical order, which is that of the fine-tuned checkpoints."""
+    import csv
+
+    with path.open(encoding="utf-8", newline="") as file:
+        return tuple(sorted({row["label"] for row in csv.DictReader(file)}))
+
+
+def batches(examples: Sequence[Example], tokenizer: Any) -> tuple[Batch, ...]:
+    """Batches of 32, at most 64 tokens."""
+    return make_batches(examples, tokenizer, max_length=64, batch_size=32)
+
+
+def shuffle(given: Sequence[Batch], rng: np.random.Generator) -> tuple[Batch, ...]:
+    """The same texts with each other's labels."""
+    labels = torch.cat([batch.labels for batch in given])
+    mixed = labels[torch.from_numpy(rng.permutation(len(labels)))].split([len(batch) for batch in given])
+    return tuple(replace(batch, labels=part) for batch, part in zip(given, mixed, strict=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""Soft prompts on frozen models: how well a tuned prompt solves a task, and which neurons predict at its slots.
+
+``heads``: MiniLM's pretrained body with a new head, frozen but for prompt and head, on SST-2 and TREC; beside it the
+same head without a prompt, and the checkpoints that were fine-tuned as a whole. ``masked-lm``: a small masked language
+model that this script pretrains on the text of generated review sentences, without their labels, and then asks for the
+sentiment with label words. Test accuracy is read once per trial, after the validation loss chose the epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from findings import SHARED, batches, body_data, spec
+from provenance import write_result
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from skillprune import load_splits, make_batches, resolve_task
+from skillprune.activations import Reading
+from skillprune.answers import ClassAnswers, Classifier, TaskModel, Verbalizer
+from skillprune.data import Batch, label_word_ids
+from skillprune.demo import reviews
+from skillprune.prompts import PromptSettings, tune_prompt
+from skillprune.recipe import TaskSpec
+from skillprune.scoring import NeuronScores, Provenance, ScoringData, combine_trials, score_neurons, settings_for
+
+TOKENS, EPOCHS, LEARNING_RATE = 16, 4, 5e-3
+EXAMPLES = 2048
+WORDS = {"negative": "bad", "positive": "good"}
+TEMPLATE = "{text} it was {mask} ."
+PRETRAINING_STEPS, PRETRAINING_BATCH, MASKED_SHARE = 3000, 64, 0.2
+
+
+def main() -> None:
+    """Both parts, for every seed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", choices=["heads", "masked-lm"])
+    arguments = parser.parse_args()
+    if arguments.only != "masked-lm":
+        result = {task: with_head(task, arguments.seeds) for task in ("sst2", "trec")}
+        write_result("soft-prompts-minilm", seeds=arguments.seeds, result=result)
+    if arguments.only != "heads":
+        write_result("soft-prompts-masked-lm", seeds=arguments.seeds, result=masked_lm(arguments.seeds))
+
+
+def with_head(name: str, seeds: Sequence[int]) -> dict[str, Any]:
+    """Trials on one task of the pretrained body."""
+    data, labels = body_data(name, seeds[0])
+    test = test_batches(name)
+    trials, slots, pooled = [], [], []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            SHARED / "models" / "minilm-l6", num_labels=len(labels), dtype=torch.float32
+        ).eval()
+        settings = PromptSettings(TOKENS, EPOCHS, LEARNING_RATE, seed, train_head=True)
+        start = time.perf_counter()
+        prompted = tune_prompt(Classifier(model), data.calibration, data.validation, settings)
+        trials.append({"seed": seed, "seconds": time.perf_counter() - start, "losses": list(prompted.prompt.losses)})
+        trials[-1] |= {"test_accuracy": accuracy(prompted, test), "head_alone": head_alone(model, data, test, settings)}
+        slots.append(predictivity(prompted, data, labels, Reading("prompt"), TOKENS))
+        pooled.append(predictivity(prompted, data, labels, Reading("mean"), 1))
+        print(name, trials[-1], flush=True)
+    return {
+        "trials": trials,
+        "fine_tuned_as_a_whole": accuracy(fine_tuned(name), test),
+        "best_predictivity_per_layer": {
+            "prompt slots": best(combine_trials(slots)),
+            "mean over the text, with the prompt": best(combine_trials(pooled)),
+            "mean over the text, without": best(predictivity(Classifier(model), data, labels, Reading("mean"), 1)),
+        },
+    }
+
+
+def masked_lm(seeds: Sequence[int]) -> dict[str, Any]:
+    """Trials with label words on a masked language model made here."""
+    texts = [row["text"] for row in reviews("train")]
+    tokenizer = word_tokenizer([*texts, TEMPLATE.format(text="", mask="")])
+    model, loss = pretrained(texts, tokenizer)
+    task = resolve_task(
+        TaskSpec(type="masked-lm", data="builtin:reviews", template=TEMPLATE, label_words=WORDS, max_length=48), ()
+    )
+    splits = load_splits(task, examples=EXAMPLES, seed=seeds[0])
+    calibration, validation, test = (
+        make_batches(examples, tokenizer, max_length=48, batch_size=32, task_type="masked-lm", template=task.template)
+        for examples in (splits.calibration, splits.validation, splits.test)
+    )
+    data = ScoringData(calibration, validation)
+    words = label_word_ids(tokenizer, task.label_words, task_type="masked-lm", template=task.template)
+    subject = Verbalizer(model, words)
+    trials, slots = [], []
+    for seed in seeds:
+        settings = PromptSettings(TOKENS, EPOCHS, LEARNING_RATE, seed)
+        prompted = tune_prompt(subject, calibration, validation, settings, mask_token=tokenizer.mask_token_id)
+        trials.append({"seed": seed, "losses": list(prompted.prompt.losses), "test_accuracy": accuracy(prompted, test)})
+        slots.append(predictivity(prompted, data, task.labels, Reading("prompt"), TOKENS))
+        print("masked-lm", trials[-1], flush=True)
+    return {
+        "pretraining": {"steps": PRETRAINING_STEPS, "last_loss": loss, "parameters": model.num_parameters()},
+        "trials": trials,
+        "without_prompt": accuracy(subject, test),
+        "best_predictivity_per_layer": {
+            "prompt slots": best(combine_trials(slots)),
+            "mask, without a prompt": best(predictivity(subject, data, task.labels, Reading("mask"), 1)),
+            "mean over the text, without": best(predictivity(subject, data, task.labels, Reading("mean"), 1)),
+        },
+    }
+
+
+def head_alone(model: PreTrainedModel, data: ScoringData, test: Sequence[Batch], settings: PromptSettings) -> float:
+    """Test accuracy of a head that was trained the same way on the frozen body, without a prompt."""
+    features = {split: pooled_states(model, getattr(data, split)) for split in ("calibration", "validation")}
+    head = nn.Linear(model.config.hidden_size, model.config.num_labels)
+    head.load_state_dict(model.classifier.state_dict())
+    optimizer = torch.optim.Adam(head.parameters(), lr=settings.learning_rate)
+    for _ in range(20 * settings.epochs):
+        for states, labels in features["calibration"]:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(head(states), labels).backward()
+            optimizer.step()
+    with torch.no_grad():
+        right = [head(states).argmax(dim=1) == labels for states, labels in pooled_states(model, test)]
+    return float(torch.cat(right).float().mean())
+
+
+def pooled_states(model: PreTrainedModel, given: Sequence[Batch]) -> list[tuple[Tensor, Tensor]]:
+    """What the frozen body hands to the head, and the labels."""
+    with torch.no_grad():
+        return [(model.bert(**batch.inputs).pooler_output, batch.labels) for batch in given]
+
+
+def fine_tuned(name: str) -> TaskModel:
+    """The checkpoint that was fine-tuned for a task."""
+    folder = SHARED / "models" / f"minilm-{name}"
+    return Classifier(AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval())
+
+
+def test_batches(name: str) -> tuple[Batch, ...]:
+    """The test split of a task."""
+    task = resolve_task(spec(name), spec(name).labels or ())
+    tokenizer = AutoTokenizer.from_pretrained(SHARED / "models" / "minilm-l6")
+    return batches(load_splits(task, examples=EXAMPLES, seed=0).test, tokenizer)
+
+
+def accuracy(subject: TaskModel, given: Sequence[Batch]) -> float:
+    """Share of right answers."""
+    right = []
+    with torch.no_grad():
+        for batch in given:
+            answers = subject.ask(subject.prepare(batch))
+            assert isinstance(answers, ClassAnswers)
+            right.append(answers.scores.argmax(dim=1) == answers.labels)
+    return float(torch.cat(right).float().mean())
+
+
+def predictivity(
+    subject: TaskModel, data: ScoringData, labels: Sequence[str], reading: Reading, positions: int
+) -> NeuronScores:
+    """Predictivity read at some position."""
+    settings = settings_for(subject, data, labels=tuple(labels), reading=reading, positions=positions)
+    seen = Provenance("", "", EXAMPLES, reading.position, 0)
+    return score_neurons(subject, data, criteria=["predictivity"], provenance=seen, settings=settings)[0]
+
+
+def best(scores: NeuronScores) -> list[float]:
+    """The best neuron of every layer."""
+    return [round(value, 4) for value in scores.best_per_layer()["encoder"]]
+
+
+def word_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
+    """One token per word and per mark."""
+    core = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    core.normalizer = normalizers.Lowercase()
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    words = sorted({word for text in texts for word, _ in core.pre_tokenizer.pre_tokenize_str(text.lower())})
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = {token: number for number, token in enumerate([*special, *words])}
+    core.model = models.WordLevel(vocabulary, unk_token="[UNK]")
+    core.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
+    )
+    names = {f"{token[1:-1].lower()}_token": token for token in special}
+    return PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=80, **names)
+
+
+def pretrained(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> tuple[BertForMaskedLM, float]:
+    """A small BERT that learned to fill in a fifth of the words of sentences whose labels it never saw."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=512,
+        max_position_embeddings=80,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        initializer_range=0.06,
+    )
+    model = BertForMaskedLM(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=PRETRAINING_STEPS)
+    rng = np.random.default_rng(0)
+    losses = []
+    for step in range(PRETRAINING_STEPS):
+        drawn = [texts[index] for index in rng.integers(0, len(texts), PRETRAINING_BATCH)]
+        inputs = dict(tokenizer(drawn, padding=True, truncation=True, max_length=48, return_tensors="pt"))
+        ids, real = inputs["input_ids"], inputs["input_ids"] >= 5
+        hidden = torch.from_numpy(rng.random(tuple(ids.shape)) < MASKED_SHARE) & real
+        inputs["input_ids"] = ids.masked_fill(hidden, tokenizer.mask_token_id)
+        loss = model(**inputs, labels=ids.masked_fill(~hidden, -100)).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(float(loss.detach()))
+        if step % 500 == 499:
+            print(f"pretraining step {step + 1}: loss {np.mean(losses[-500:]):.3f}", flush=True)
+    return model.eval(), float(np.mean(losses[-500:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""What one FFN did with one batch, and the forms of it that criteria share; each is computed once, when first asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from skillprune.activations.pooling import Reading, pool
+from skillprune.data import Batch
+from skillprune.errors import DataError
+from skillprune.families import FFN
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """One FFN, one batch, and perhaps the gradient of one quantity.
+
+    Attributes:
+        ffn: the FFN.
+        batch: the batch, on the device of the activations.
+        number: which batch of the stream it is, for messages.
+        reading: where pooled values are read.
+        activations: input of the down projection, ``(batch, sequence, neurons)``.
+        gradients: gradient of the quantity, summed over examples, at the activations; none in a plain pass.
+        output_gradients: the same at the output of the down projection, ``(batch, sequence, hidden)``.
+    """
+
+    ffn: FFN
+    batch: Batch
+    number: int
+    reading: Reading
+    activations: Tensor
+    gradients: Tensor | None = None
+    output_gradients: Tensor | None = None
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """True at the real positions this FFN runs over, ``(batch, sequence)``."""
+        return self.batch.mask_of(self.ffn.stack.side)
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """Activations of real tokens, ``(tokens, neurons)``, in float32 at least."""
+        return self._finite(_precise(self.activations)[self.mask], "activations")
+
+    @cached_property
+    def pooled(self) -> Tensor:
+        """Activations at the positions that are read, ``(batch, positions, neurons)``, in float32 at least."""
+        return self._finite(pool(self.activations, self.batch, self.reading, self.ffn.stack.side), "activations")
+
+    @cached_property
+    def effects(self) -> Tensor:
+        """First-order effect of every neuron on the quantity, per example: ``sum_s a_s dq/da_s``, ``(batch, neurons)``.
+
+        The gradient with respect to a mask that multiplies the neuron (Kwon et al., arXiv 2204.09656); the sum over
+        tokens is signed.
+        """
+        assert self.gradients is not None  # only asked for in passes with gradients
+        weighted = _precise(self.activations) * _precise(self.gradients)
+        return self._finite(torch.einsum("bsn,bs->bn", weighted, self.mask.to(weighted.dtype)), "gradients")
+
+    @cached_property
+    def output_tokens(self) -> Tensor:
+        """Gradients at the FFN's output for real tokens, ``(tokens, hidden)``, in float32 at least."""
+        assert self.output_gradients is not None  # only asked for in passes with gradients
+        return self._finite(_precise(self.output_gradients)[self.mask], "gradients")
+
+    def check(self) -> None:
+        """Looks at the activations of real tokens.
+
+        Raises:
+            DataError: one is not finite.
+        """
+        self._finite(self.activations[self.mask], "activations")
+
+    def _finite(self, values: Tensor, what: str) -> Tensor:
+        # One sum instead of a look at every value: NaN and infinity survive addition.
+        if not bool(torch.isfinite(values.sum())):
+            name = f"{self.ffn.stack.name} layer {self.ffn.layer}"
+            raise DataError(
+                f"the {what} of {name} are not finite in batch {self.number} (examples "
+                f"{', '.join(map(str, self.batch.indices.tolist()[:5]))}, ...); a model in float16 may overflow: "
+                "set model.dtype to float32 or bfloat16"
+            )
+        return values
+
+
+def _precise(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -1,0 +1,187 @@
+"""Runs a model over batches and shows every FFN's activations, and gradients if asked for, to those who visit.
+
+Memory does not grow with the number of batches. A batch that does not fit into the device is put in halves.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from skillprune.activations.hooks import differentiable, evaluating, frozen, inputs_of, joined
+from skillprune.activations.observation import Observation
+from skillprune.activations.pooling import Reading
+from skillprune.answers import Answers, TaskModel
+from skillprune.data import Batch
+from skillprune.errors import DataError, ResourceFailure
+from skillprune.families import FFN, Site
+from skillprune.progress import Progress, silent, track
+
+_LOGGER = logging.getLogger(__name__)
+
+Quantity = Callable[[Answers, Batch], Tensor]
+"""Turns answers into one number per example, ``(batch,)``, to be differentiated."""
+
+PLAIN = ""
+"""Name of the pass without gradients."""
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """Somebody who looks at observations.
+
+    Attributes:
+        quantity: name of the quantity whose gradients are wanted, `PLAIN` for activations only.
+        sites: FFNs of interest.
+        look: called once per FFN of interest and batch.
+    """
+
+    quantity: str
+    sites: frozenset[Site]
+    look: Callable[[Observation], None]
+
+
+def stream(
+    subject: TaskModel,
+    ffns: Sequence[FFN],
+    batches: Mapping[int, Batch],
+    visitors: Sequence[Visitor],
+    *,
+    quantities: Mapping[str, Quantity],
+    reading: Reading = Reading(),  # noqa: B008  # frozen
+    what: str = "activations",
+    progress: Progress = silent,
+) -> None:
+    """Runs the model once per batch for all visitors, with one backward pass per quantity that some visitor names.
+
+    Batches come with the number that messages call them by. Without visitors who want gradients only one layer's
+    activations are alive at a time. Every module and parameter is left as it came in, without hooks, whatever happens.
+
+    Raises:
+        ResourceFailure: not even one example fits into the device's memory.
+        DataError: an activation or a gradient is not finite.
+    """
+    wanted = {visitor.quantity for visitor in visitors} - {PLAIN}
+    look = _differentiate if wanted else _watch
+    run = _Run(subject, ffns, tuple(visitors), {name: quantities[name] for name in sorted(wanted)}, reading)
+    with evaluating(subject.model):
+        for number in track(list(batches), what, progress):
+            run.number = number
+            for piece in run.pieces(batches[number]):
+                run.put(piece, frozenset(), look)
+
+
+_Done = frozenset[tuple[int, Site]]
+
+
+@dataclass
+class _Run:
+    """One stream under way; ``most`` is how many examples have turned out to fit."""
+
+    subject: TaskModel
+    ffns: Sequence[FFN]
+    visitors: tuple[Visitor, ...]
+    quantities: Mapping[str, Quantity]
+    reading: Reading
+    number: int = 0
+    most: int | None = None
+    done: set[tuple[int, Site]] = field(default_factory=set)
+
+    def pieces(self, batch: Batch) -> Iterator[Batch]:
+        """The batch, in parts that fit."""
+        if self.most is None or len(batch) <= self.most:
+            yield batch
+            return
+        for half in batch.halves():
+            yield from self.pieces(half)
+
+    def put(self, batch: Batch, done: _Done, look: Callable[[_Run, Batch], None]) -> None:
+        """Shows a batch to all visitors but those in ``done``, who have seen it; halves it when memory runs out."""
+        self.done = set(done)
+        try:
+            look(self, batch)
+            return
+        except torch.OutOfMemoryError as full:
+            if len(batch) == 1:
+                raise ResourceFailure(
+                    f"one example of {batch.mask.shape[1]} tokens does not fit into the device's memory; "
+                    "lower task.max_length, or set model.device_map to auto"
+                ) from full
+        # Outside the except clause, where the exception's frames would keep the tensors alive.
+        seen, self.most = frozenset(self.done), len(batch) // 2
+        torch.cuda.empty_cache()
+        _LOGGER.warning("a batch of %d examples does not fit into memory; going on with %d", len(batch), self.most)
+        for piece in self.pieces(batch):
+            self.put(piece, seen, look)
+
+    def show(self, quantity: str, observation: Observation) -> None:
+        """Hands an observation to those who wait for it."""
+        site = observation.ffn.site
+        for key, visitor in enumerate(self.visitors):
+            if visitor.quantity == quantity and site in visitor.sites and (key, site) not in self.done:
+                visitor.look(observation)
+                self.done.add((key, site))
+
+    def observe(self, ffn: FFN, batch: Batch, activations: Tensor, *gradients: Tensor) -> Observation:
+        """What is seen of one FFN."""
+        moved = batch if batch.labels.device == activations.device else batch.to(activations.device)
+        return Observation(ffn, moved, self.number, self.reading, activations, *gradients)
+
+
+def _watch(run: _Run, batch: Batch) -> None:
+    """A forward pass that shows each layer as soon as its block is done."""
+    prepared = run.subject.prepare(batch)
+    with ExitStack() as stack, torch.inference_mode():
+        for ffn in run.ffns:
+            calls = stack.enter_context(inputs_of(ffn.down))
+
+            def deliver(_: nn.Module, __: object, ___: object, ffn: FFN = ffn, calls: list[Tensor] = calls) -> None:
+                run.show(PLAIN, run.observe(ffn, prepared, joined(calls)))
+
+            stack.callback(ffn.block.register_forward_hook(deliver).remove)
+        run.subject.ask(prepared)
+
+
+def _differentiate(run: _Run, batch: Batch) -> None:
+    """A forward pass and one backward pass per quantity; all layers of the batch are alive at once."""
+    prepared = run.subject.prepare(batch)
+    with ExitStack() as stack, frozen(run.subject.model), torch.enable_grad():
+        nodes = [stack.enter_context(differentiable(ffn.down)) for ffn in run.ffns]
+        answers = run.subject.ask(prepared)
+        for ffn, (inputs, _) in zip(run.ffns, nodes, strict=True):
+            run.show(PLAIN, run.observe(ffn, prepared, _whole(inputs)))
+        for left, (name, quantity) in zip(range(len(run.quantities))[::-1], run.quantities.items(), strict=True):
+            total = quantity(answers, prepared).sum()
+            _refuse_not_finite(run, total, prepared, nodes)
+            for ffn, activations, gradients in _gradients(total, run.ffns, nodes, keep_graph=left > 0):
+                run.show(name, run.observe(ffn, prepared, activations, *gradients))
+
+
+def _refuse_not_finite(
+    run: _Run, total: Tensor, batch: Batch, nodes: Sequence[tuple[list[Tensor], list[Tensor]]]
+) -> None:
+    """Names the lowest layer that went wrong; gradients alone would all be wrong below it."""
+    if bool(total.isfinite()):
+        return
+    for ffn, (inputs, _) in zip(run.ffns, nodes, strict=True):
+        run.observe(ffn, batch, _whole(inputs)).check()
+    raise DataError(f"the model's answers are not finite in batch {run.number}")
+
+
+def _gradients(
+    total: Tensor, ffns: Sequence[FFN], nodes: Sequence[tuple[list[Tensor], list[Tensor]]], *, keep_graph: bool
+) -> Iterator[tuple[FFN, Tensor, tuple[Tensor, Tensor]]]:
+    flat = [tensor for inputs, outputs in nodes for tensor in (*inputs, *outputs)]
+    found = iter(torch.autograd.grad(total, flat, retain_graph=keep_graph, allow_unused=True, materialize_grads=True))
+    for ffn, (inputs, outputs) in zip(ffns, nodes, strict=True):
+        at_inputs, at_outputs = ([next(found) for _ in calls] for calls in (inputs, outputs))
+        yield ffn, _whole(inputs), (_whole(at_inputs), _whole(at_outputs))
+
+
+def _whole(calls: Sequence[Tensor]) -> Tensor:
+    return torch.cat(tuple(calls), dim=1).detach() if len(calls) > 1 else calls[0].detach()

@@ -1,0 +1,148 @@
+"""Tunes a soft prompt while the model stays as it is; running a model with a prompt is left to prompted.
+
+Wang, Wen et al., "Finding Skill Neurons in Pre-trained Transformer-based Language Models", arXiv 2211.07349; optimiser
+and initialisation are those of its code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam
+from transformers import PreTrainedModel, get_linear_schedule_with_warmup
+
+from skillprune.activations.hooks import evaluating, frozen
+from skillprune.answers import Answers, Classifier, TaskModel
+from skillprune.data import NO_TARGET, Batch
+from skillprune.errors import DataError, ResourceFailure
+from skillprune.families import base_model
+from skillprune.progress import Progress, silent, track
+from skillprune.prompts.prompted import Prompted, PromptSettings, SoftPrompt
+from skillprune.prompts.slots import check_fit
+from skillprune.prompts.voices import embed
+
+_BETAS, _EPSILON, _WARM_UP_SHARE, _LARGEST_GRADIENT = (0.9, 0.98), 1e-6, 0.006, 1.0
+_SPREAD = 1 / 30
+
+
+def tune_prompt(
+    subject: TaskModel,
+    train: Sequence[Batch],
+    validation: Sequence[Batch],
+    settings: PromptSettings,
+    *,
+    mask_token: int | None = None,
+    progress: Progress = silent,
+) -> Prompted:
+    """Tunes the vectors, and with ``train_head`` a copy of the head; the model's parameters stay bit for bit.
+
+    Args:
+        subject: the model, and how the task is put to it.
+        train: batches to learn from, in an order drawn anew for every epoch.
+        validation: batches that decide which epoch's vectors are kept.
+        settings: size, schedule and seed.
+        mask_token: the tokenizer's mask token; the first slot starts as a copy of its embedding, if there is one.
+        progress: told about every step.
+
+    Raises:
+        RecipeError: inputs and slots are more than the model has positions for.
+        DataError: a split is empty, or the loss is not finite.
+        MissingExtra: the model is a language model, and PEFT is not installed.
+        UnsupportedArchitecture: the model is a classifier with a decoder.
+        ResourceFailure: a batch does not fit into the device's memory.
+        ValueError: the head is to be trained, and there is no classification head.
+    """
+    if not train or not validation:
+        raise DataError("a soft prompt needs examples to learn from and validation examples to choose the best epoch")
+    for batch in (*train, *validation):
+        check_fit(batch, subject.model.config, settings.tokens)
+    generator = torch.Generator().manual_seed(settings.seed)
+    # Evaluation mode, also while training: scoring runs the model without dropout, so that is the model the prompt is
+    # for, and the same seed gives the same vectors whatever else draws random numbers.
+    with evaluating(subject.model), frozen(subject.model), torch.enable_grad():
+        vectors = nn.Parameter(_first_vectors(subject.model, settings.tokens, mask_token, generator))
+        head = _head_of(subject) if settings.train_head else {}
+        try:
+            prompt = _trained(
+                Prompted(subject, SoftPrompt(vectors, settings, head)), train, validation, generator, progress
+            )
+        except torch.OutOfMemoryError as full:
+            message = "a batch does not fit into the device's memory while a soft prompt is tuned"
+            raise ResourceFailure(f"{message}; lower scoring.batch_size or task.max_length") from full
+    return Prompted(subject, prompt)
+
+
+def _first_vectors(model: PreTrainedModel, tokens: int, mask_token: int | None, generator: torch.Generator) -> Tensor:
+    some = embed(model, mask_token or 0)
+    vectors = (torch.randn(tokens, len(some), generator=generator) * _SPREAD).to(some.device)
+    if mask_token is not None:
+        vectors[0] = some
+    return vectors
+
+
+def _head_of(subject: TaskModel) -> dict[str, Tensor]:
+    """Copies of the parameters outside the base model, in float32 like the vectors."""
+    body = {id(parameter) for parameter in base_model(subject.model).parameters()}
+    own = {name: value for name, value in subject.model.named_parameters() if id(value) not in body}
+    if not own or not isinstance(subject, Classifier):
+        raise ValueError(f"train_head needs a classification head, which {type(subject.model).__name__} has not")
+    return {name: nn.Parameter(value.detach().clone().float()) for name, value in own.items()}
+
+
+def _trained(
+    tuned: Prompted, train: Sequence[Batch], validation: Sequence[Batch], generator: torch.Generator, progress: Progress
+) -> SoftPrompt:
+    """The prompt after the epoch that is best on validation data."""
+    prompt, settings = tuned.prompt, tuned.prompt.settings
+    trained = [prompt.vectors, *prompt.head.values()]
+    order = [
+        number for _ in range(settings.epochs) for number in torch.randperm(len(train), generator=generator).tolist()
+    ]
+    optimizer = Adam(trained, lr=settings.learning_rate, betas=_BETAS, eps=_EPSILON)
+    schedule = get_linear_schedule_with_warmup(optimizer, int(_WARM_UP_SHARE * len(order)), len(order))
+    losses: list[float] = []
+    best = prompt
+    for step, number in enumerate(track(order, "soft prompt", progress), start=1):
+        batch = tuned.prepare(train[number])
+        total, count = _loss(tuned.ask(batch), batch)
+        optimizer.zero_grad()
+        (total / count).backward()
+        nn.utils.clip_grad_norm_(trained, _LARGEST_GRADIENT)
+        optimizer.step()
+        schedule.step()
+        if step % len(train) == 0:
+            losses.append(_mean_loss(tuned, validation))
+            if losses[-1] == min(losses):
+                best = replace(prompt, vectors=_kept(prompt.vectors), head=_all_kept(prompt.head))
+    return replace(best, losses=tuple(losses))
+
+
+def _loss(answers: Answers, batch: Batch) -> tuple[Tensor, int]:
+    """The loss of a batch, summed, and over how much: examples, or tokens of a model that writes."""
+    count = len(batch) if batch.targets is None else int((batch.targets != NO_TARGET).sum())
+    return answers.losses().sum(), max(1, count)
+
+
+def _mean_loss(tuned: Prompted, batches: Sequence[Batch]) -> float:
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for batch in map(tuned.prepare, batches):
+            loss, more = _loss(tuned.ask(batch), batch)
+            total, count = total + float(loss), count + more
+    if not total < float("inf"):
+        raise DataError(
+            "the loss of the soft prompt is not finite; lower scoring.prompt.learning_rate, "
+            "or set model.dtype to float32"
+        )
+    return total / count
+
+
+def _kept(values: Tensor) -> Tensor:
+    return values.detach().clone()
+
+
+def _all_kept(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: _kept(value) for name, value in values.items()}

@@ -1,0 +1,67 @@
+"""Pooled responses of every neuron to every example, in files that are gone when they are no longer needed.
+
+The one place of scoring whose size grows with the number of examples; it grows on disk.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from skillprune.activations import Observation
+from skillprune.families import FFN
+from skillprune.scoring.criterion import Criterion, Read, Settings, Split, State
+
+
+class ResponseCriterion(Criterion):
+    """A criterion that needs all responses at once; subclasses turn them into scores."""
+
+    def __init__(self, ffns: Sequence[FFN], settings: Settings) -> None:
+        super().__init__(ffns, settings)
+        self._folder: str | None = None
+
+    def start(self, ffn: FFN, split: Split, device: torch.device) -> State:
+        """Responses ``(examples, neurons)`` on disk, the label of each example, and which examples were seen."""
+        if self._folder is None:
+            self._folder = tempfile.mkdtemp(prefix="skillprune-responses-")
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        examples = self.settings.examples[split]
+        with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:
+            rows = torch.from_file(file.name, shared=True, size=examples * ffn.width, dtype=self.settings.dtype)
+        return {
+            "responses": rows.view(examples, ffn.width),
+            "labels": torch.zeros(examples, dtype=torch.long),
+            "seen": torch.zeros(examples, dtype=torch.bool),
+        }
+
+    def update(self, read: Read, seen: Observation) -> None:
+        """Writes the batch's rows; of several soft-prompt slots the mean counts."""
+        state, rows = self.state(seen.ffn, read.split), seen.batch.indices.cpu()
+        state["responses"][rows] = seen.pooled.mean(dim=1).cpu().to(self.settings.dtype)
+        state["labels"][rows] = seen.batch.labels.cpu()
+        state["seen"][rows] = True
+
+    def merge(self, ffn: FFN, split: Split, other: State) -> None:
+        """Takes the rows of the examples that the other saw."""
+        state, seen = self.state(ffn, split), other["seen"].bool()
+        for key in ("responses", "labels", "seen"):
+            state[key][seen] = other[key][seen].to(state[key].dtype)
+
+    def forget(self, ffn: FFN) -> None:
+        """Drops the responses of one FFN; the files go with the last one."""
+        super().forget(ffn)
+        if not self._states and self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    def responses(self, ffn: FFN, split: Split) -> tuple[Tensor, Tensor]:
+        """Responses ``(examples, neurons)`` and labels ``(examples,)`` of the examples that were seen."""
+        state = self.state(ffn, split)
+        if bool(state["seen"].all()):
+            return state["responses"], state["labels"]
+        return state["responses"][state["seen"]], state["labels"][state["seen"]]
