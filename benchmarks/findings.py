@@ -88,7 +88,7 @@ def body_data(name: str, seed: int) -> tuple[ScoringData, tuple[str, ...]]:
 
 
 def spec(name: str) -> TaskSpec:
-    """The task of a folder of data, with its labels as they stand in the test split."""
+    """The task of a folder of data, with the labels of its training split."""
     folder = SHARED / "data" / name
     files = {split: folder / f"{split}.csv" for split in ("train", "validation", "test")}
     return TaskSpec(data=files, labels=labels_of(files["train"]), max_length=64)

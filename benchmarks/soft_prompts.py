@@ -39,6 +39,7 @@ from skillprune.scoring import NeuronScores, Provenance, ScoringData, combine_tr
 
 TOKENS, EPOCHS, LEARNING_RATE = 16, 4, 5e-3
 EXAMPLES = 2048
+HEAD_EPOCHS = 80  # more than the prompts get: the body runs only once for all of them
 WORDS = {"negative": "bad", "positive": "good"}
 TEMPLATE = "{text} it was {mask} ."
 PRETRAINING_STEPS, PRETRAINING_BATCH, MASKED_SHARE = 3000, 64, 0.2
@@ -59,9 +60,9 @@ def main() -> None:
 
 def with_head(name: str, seeds: Sequence[int]) -> dict[str, Any]:
     """Trials on one task of the pretrained body."""
-    data, labels = body_data(name, seeds[0])
     test = test_batches(name)
     trials, slots, pooled = [], [], []
+    data, labels = body_data(name, seeds[0])
     for seed in seeds:
         torch.manual_seed(seed)
         model = AutoModelForSequenceClassification.from_pretrained(
@@ -122,16 +123,22 @@ def masked_lm(seeds: Sequence[int]) -> dict[str, Any]:
 
 
 def head_alone(model: PreTrainedModel, data: ScoringData, test: Sequence[Batch], settings: PromptSettings) -> float:
-    """Test accuracy of a head that was trained the same way on the frozen body, without a prompt."""
+    """Test accuracy of a head trained on the frozen body without a prompt; validation chooses its epoch too."""
     features = {split: pooled_states(model, getattr(data, split)) for split in ("calibration", "validation")}
     head = nn.Linear(model.config.hidden_size, model.config.num_labels)
     head.load_state_dict(model.classifier.state_dict())
     optimizer = torch.optim.Adam(head.parameters(), lr=settings.learning_rate)
-    for _ in range(20 * settings.epochs):
+    best_loss, best_state = float("inf"), head.state_dict()
+    for _ in range(HEAD_EPOCHS):
         for states, labels in features["calibration"]:
             optimizer.zero_grad()
             nn.functional.cross_entropy(head(states), labels).backward()
             optimizer.step()
+        with torch.no_grad():
+            losses = [nn.functional.cross_entropy(head(x), y, reduction="sum") for x, y in features["validation"]]
+        if float(sum(losses)) < best_loss:
+            best_loss, best_state = float(sum(losses)), {key: value.clone() for key, value in head.state_dict().items()}
+    head.load_state_dict(best_state)
     with torch.no_grad():
         right = [head(states).argmax(dim=1) == labels for states, labels in pooled_states(model, test)]
     return float(torch.cat(right).float().mean())

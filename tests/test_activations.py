@@ -417,3 +417,9 @@ def test_half_precision_is_pooled_in_single_precision() -> None:
     found = pool(values, batch, Reading("mean"))
     assert found.dtype == torch.float32
     assert float(found) == pytest.approx(float(values.double().mean()), rel=1e-6)
+
+
+def test_a_healthy_float16_layer_is_not_called_broken() -> None:
+    """Its activations are finite, though their sum is not in float16."""
+    ffn, batch = find_ffns(tiny_bert())[0], tiny_batches()[0]
+    Observation(ffn, batch, 0, Reading(), torch.full((*batch.mask.shape, 32), 60_000.0).half()).check()

@@ -246,6 +246,14 @@ def test_given_splits_are_kept_and_calibration_is_a_sample_of_train(tmp_path: Pa
     assert set(splits.calibration) < set(train)
 
 
+def test_the_first_calibration_examples_are_a_sample_of_a_sorted_file(tmp_path: Path) -> None:
+    """Some criteria read only the first examples; in file order those would be of one class."""
+    train = [Example(example.texts, number // 100) for number, example in enumerate(numbered("a", 200))]
+    asked = write_splits(tmp_path, train=train, validation=numbered("b", 30), test=numbered("c", 20))
+    labels = [example.label for example in load_splits(asked, examples=200, seed=0).calibration]
+    assert 30 < sum(labels[:100]) < 70 and sum(labels) == 100
+
+
 def test_every_training_example_is_as_likely_to_be_drawn(tmp_path: Path) -> None:
     asked = write_splits(tmp_path, train=numbered("a", 40), validation=numbered("b", 4), test=numbered("c", 4))
     drawn = Counter(e for seed in range(200) for e in load_splits(asked, examples=20, seed=seed).calibration)
@@ -271,7 +279,7 @@ def test_shared_texts_are_dropped_and_counted(tmp_path: Path, caplog: pytest.Log
     )
     with caplog.at_level(logging.WARNING, logger="skillprune"):
         splits = load_splits(asked, examples=1000, seed=0)
-    assert splits.calibration == tuple(numbered("a", 40))
+    assert sorted(splits.calibration, key=str) == sorted(numbered("a", 40), key=str)
     assert (splits.validation, splits.test) == (tuple(validation), tuple(test))
     assert [record.getMessage() for record in caplog.records] == [
         "dropped 3 of 48 train examples whose text is also in test",

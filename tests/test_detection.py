@@ -20,11 +20,13 @@ from safetensors.torch import load_file, save_file
 from test_cli_bad_input import place, refuse
 from tiny import END, PAD, POSITIONS, tiny_bart, tiny_bert, tiny_bert_masked_lm, tiny_llama
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import BartForSequenceClassification, PreTrainedModel
 
+import skillprune
 from skillprune.activations import Reading
 from skillprune.answers import Classifier, TaskModel, Verbalizer, Writer
 from skillprune.data import NO_TARGET, Batch
+from skillprune.errors import OutputError
 from skillprune.pipeline import Run
 from skillprune.pipeline.detection import batches_of, subject_of
 from skillprune.prompts import load_prompt
@@ -123,18 +125,11 @@ def write_lines(path: Path, examples: Sequence[Line]) -> None:
         csv.writer(file).writerows([("text", "label", "spoken"), *rows])
 
 
-def write_kind(folder: Path, kind: str, **sections: Mapping[str, Any]) -> Path:
-    """The recipe of a kind."""
-    known = KINDS[kind]
-    data = {split: f"data/{split}.csv" for split in SIZE}
-    task = {"type": kind, "data": data, "max_length": 32, **known.task, **sections.pop("task", {})}
-    scoring = {"criterion": "wanda", "examples": 500, "batch_size": BATCH} | known.scoring | sections.pop("scoring", {})
-    return write_recipe(folder, task=task, scoring=scoring, plan={"keep_ratio": 0.5, "round_to": 4}, **sections)
-
-
 def by_hand(kind: str, split: str) -> tuple[Batch, ...]:
-    """Batches of a split: by length, equal ones in order, padded on the right."""
+    """Batches of a split: by length, equal ones in order, padded on the right; train is read in random order."""
     examples = lines(split)
+    if split == "train":
+        examples = [examples[number] for number in np.random.default_rng([0, 0]).permutation(len(examples))]
     rows = [KINDS[kind].encode(line) for line in examples]
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     chunks = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
@@ -306,6 +301,34 @@ def test_weights_that_are_no_numbers_are_found(kind: str, weight: str, layer: st
 
 @pytest.mark.parametrize("what", ["model", "task"])
 @pytest.mark.parametrize("command", ["score", "plan"])
+def test_scores_under_another_template_are_of_another_task(tmp_path: Path) -> None:
+    """The examples are the same, what the model is asked is not."""
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    for folder, template in ((mine, KINDS["causal-lm"].task["template"]), (other, "word7 {text} word8")):
+        folder.mkdir()
+        recipe = prepare(folder, "causal-lm", task={"template": template})
+        assert invoke("score", recipe, "--output", folder / "out").code == 0
+    shutil.copy(other / "out" / "scores.safetensors", mine / "out" / "scores.safetensors")
+    assert "scores are of another task" in refuse(mine, "plan").text
+
+
+def test_a_classifier_with_a_decoder_is_refused(tmp_path: Path) -> None:
+    prepare(tmp_path, "text-classification")
+    config = tiny_bart().config
+    config.num_labels = 2
+    BartForSequenceClassification(config).save_pretrained(tmp_path / "model")
+    said = refuse(tmp_path, "score")
+    assert "task.type" in said.text and "scored as seq2seq" in said.text
+
+
+def test_python_runs_are_for_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = skillprune.load_recipe(prepare(tmp_path, "text-classification"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(OutputError, match="only one process"):
+        skillprune.run(recipe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_scores_of_another_model_or_task_are_not_used_and_stay(what: str, command: str, tmp_path: Path) -> None:
     mine, other = tmp_path / "mine", tmp_path / "other"
     for folder in (mine, other):

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
-from runs import Output, environment, invoke, set_up
+from runs import LABELS as LABELS_OF
+from runs import Output, environment, invoke, make_model, set_up, write_csv
 from safetensors.numpy import load_file
 from tiny import LABELS, LENGTHS, tiny_bart, tiny_batches, tiny_bert, tiny_llama
 from torch import Tensor, nn
@@ -149,6 +150,26 @@ def test_two_processes_check_a_recipe_and_write_nothing(scored: Scored) -> None:
     assert group.said[0].out == invoke("run", scored.folder / "recipe.yaml", "--dry-run").out
     assert (group.said[1].out, group.said[1].err) == ("", "")
     assert not (scored.folder / "dry").exists()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_fails_in_one_process_is_told_once_and_ends_all(rank: int, tmp_path: Path) -> None:
+    """Batches are dealt in turn, by rising length; the one example with the broken word is in the first or second."""
+    recipe = set_up(tmp_path, scoring={"criterion": "wanda", "examples": 40, "batch_size": 1})
+    model = make_model()
+    with torch.no_grad():
+        model.bert.embeddings.word_embeddings.weight[5] = torch.nan
+    model.save_pretrained(tmp_path / "model")
+    rows = [(" ".join(["word9"] * (3 + number)), LABELS_OF[number % 2]) for number in range(6)]
+    rows[rank] = (" ".join(["word5"] * (3 + rank)), rows[rank][1])
+    write_csv(tmp_path / "data" / "train.csv", rows)
+    group = torchrun(tmp_path, "score", recipe, "--output", tmp_path / "out")
+    main, helper = group.said
+    assert group.code != 0 and not (tmp_path / "out" / "scores.safetensors").exists()
+    assert main.err.count("error: ") == 1 and f"encoder layer 0 are not finite in batch {rank} " in " ".join(
+        main.err.split()
+    )
+    assert "error: " not in helper.err and "Traceback" not in main.err + helper.err
 
 
 def test_a_process_without_a_batch_changes_nothing(tmp_path: Path) -> None:

@@ -412,3 +412,9 @@ def test_ten_examples_of_mixed_lengths_are_what_these_tests_are_about() -> None:
         for mine, theirs in zip(first, other, strict=True):
             assert all(torch.equal(mine.inputs[name], theirs.inputs[name]) for name in mine.inputs)
             assert (mine.label, mine.index) == (theirs.label, theirs.index)
+
+
+def test_gradients_in_float16_are_refused() -> None:
+    model, data = tiny_bert().half(), data_of()
+    with pytest.raises(DataError, match=r"skill, fisher: gradients underflow in float16; set model\.dtype"):
+        score(model, data, "skill", "wanda", "fisher")

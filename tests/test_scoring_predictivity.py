@@ -33,6 +33,7 @@ from skillprune.data import Batch
 from skillprune.errors import DataError
 from skillprune.families import FFN, Site, find_ffns
 from skillprune.scoring import CRITERIA, NeuronScores, Read, ScoringData, Settings, combine_trials, prepare_criteria
+from skillprune.scoring.predictivity import Predictivity
 
 BALANCED = (0, 1, 0, 1, 1, 0, 1, 0, 0, 1)
 FOUR = (0, 1, 2, 3, 0, 2, 1, 3, 0, 2)
@@ -400,3 +401,34 @@ def test_reads_are_calibration_and_then_validation_and_scores_have_their_type() 
     assert isinstance(found, NeuronScores)
     assert all(values.min() >= 0.5 and values.max() <= 1 for values in by_site(found).values())
     assert all(set(np.unique(each)) <= {-1, 0, 1} for each in details_by_site(found, "direction").values())
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 40])
+def test_neurons_with_equal_counts_tie_however_examples_are_batched(size: int) -> None:
+    """Sums of 0.5 / N differ in the last digit by their order; a ranking must not."""
+    rng = np.random.default_rng(0)
+    rows, labels = (rng.random((40, 200)) > 0.5).astype(float), [number % 3 for number in range(40)]
+
+    def scored(batches: int) -> Predictivity:
+        ffn = lone_ffn(200)
+        counts = tuple(labels.count(label) for label in range(3))
+        settings = Settings(
+            Reading("cls"), ("a", "b", "c"), {"calibration": counts, "validation": counts},
+            {"calibration": 40, "validation": 40},
+        )  # fmt: skip
+        worker = Predictivity([ffn], settings)
+        for split in ("calibration", "validation"):
+            for start in range(0, 40, batches):
+                chunk = slice(start, start + batches)
+                ones = torch.ones(len(labels[chunk]), 1, dtype=torch.long)
+                batch = Batch(
+                    {"attention_mask": ones}, torch.tensor(labels[chunk]), ones.bool(), torch.arange(40)[chunk]
+                )
+                activations = torch.from_numpy(rows[chunk]).unsqueeze(1)
+                worker.update(Read(split), Observation(ffn, batch, 0, Reading("cls"), activations))
+        return worker
+
+    whole, parts = (worker.finish(worker.ffns[0]) for worker in (scored(13), scored(size)))
+    assert (whole.scores == parts.scores).all()
+    assert np.diff(np.unique(whole.scores)).min() > 1e-6
+    assert (whole.details["direction"] == parts.details["direction"]).all()

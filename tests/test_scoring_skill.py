@@ -18,6 +18,7 @@ from naive import (
     details_by_site,
     down_modules,
     lone_examples,
+    lone_ffn,
     sampled_alone,
     score,
 )
@@ -25,7 +26,9 @@ from tiny import batches_for, tiny_bart, tiny_batches, tiny_bert, tiny_llama, ti
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from skillprune.activations import Observation, Reading
 from skillprune.answers import Classifier, TaskModel, Writer
+from skillprune.errors import DataError
 from skillprune.families import Site, find_ffns
 from skillprune.scoring import Provenance, ScoringData, Settings, engine, ranking, score_neurons
 from skillprune.scoring.elimination import MOST_AT_ONCE, SHARE_AT_ONCE, Elimination, eliminate
@@ -312,3 +315,14 @@ def test_labels_do_not_matter_to_skill() -> None:
     )
     for site, values in by_site(first).items():
         np.testing.assert_array_equal(by_site(second)[site], values)
+
+
+def test_products_that_overflow_are_refused_with_the_layer() -> None:
+    ffn = lone_ffn(4)
+    worker = Skill([ffn], Settings())
+    batch = tiny_batches(batch_size=2)[0]
+    shape = batch.mask.shape
+    large = torch.full((*shape, 4), 1e25)
+    worker.update(Skill.reads[0], Observation(ffn, batch, 0, Reading(), large))
+    with pytest.raises(DataError, match="layer 0 are not finite"):
+        worker.finish(ffn)

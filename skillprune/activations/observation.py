@@ -78,7 +78,7 @@ class Observation:
 
     def _finite(self, values: Tensor, what: str) -> Tensor:
         # One sum instead of a look at every value: NaN and infinity survive addition.
-        if not bool(torch.isfinite(values.sum())):
+        if not bool(torch.isfinite(values.sum(dtype=torch.float64))):
             name = f"{self.ffn.stack.name} layer {self.ffn.layer}"
             raise DataError(
                 f"the {what} of {name} are not finite in batch {self.number} (examples "

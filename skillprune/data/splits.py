@@ -50,9 +50,9 @@ def fingerprint(examples: Iterable[Example]) -> str:
 def load_splits(task: Task, *, examples: int, seed: int) -> Splits:
     """Reads a task's data and separates what scores, choices and the final judgement may see.
 
-    Calibration is a plain sample of the training split without replacement. Validation is the given split or, without
-    one, a fifth of the training split (at most 2000 examples), set aside first. A text that is in the test split is
-    dropped from the other two, one that is in validation from calibration; what was dropped is logged.
+    Calibration is a plain sample of the training split without replacement, in random order. Validation is the given
+    split or, without one, a fifth of the training split (at most 2000 examples), set aside first. A text that is in the
+    test split is dropped from the other two, one that is in validation from calibration; what was dropped is logged.
 
     Args:
         task: Where the examples are.
@@ -115,8 +115,9 @@ def _carve(train: Sequence[Example], seed: int) -> tuple[tuple[Example, ...], tu
 
 
 def _sample(train: Sequence[Example], count: int, seed: int) -> tuple[Example, ...]:
-    drawn = _draw(len(train), count, seed, _CALIBRATION_STREAM)
-    return tuple(example for position, example in enumerate(train) if position in drawn)
+    """A random sample in random order: its first examples are a random sample too, however the file is sorted."""
+    order = np.random.default_rng([seed, _CALIBRATION_STREAM]).permutation(len(train))[:count]
+    return tuple(train[position] for position in order.tolist())
 
 
 def _check_classes(name: str, examples: Sequence[Example], task: Task) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from skillprune.activations import Reading
 from skillprune.answers import Classifier, TaskModel, Verbalizer, Writer
@@ -90,13 +92,18 @@ class Detection:
 
         Raises:
             DataError: a class is too rare for a criterion.
-            RecipeError: the soft prompt does not fit beside the longest input, or the position does not exist.
+            RecipeError: the soft prompt does not fit beside the longest input, the position does not exist, or the
+                model is of another kind than the task.
             UnsupportedArchitecture: the model has no row in the family table.
         """
         if self.settings.reading.position == "mask" and not isinstance(self.subject, Verbalizer):
             wanted = "needs a task with a template: masked-lm or causal-lm"
             raise RecipeError([Problem("scoring.position", "mask", wanted)])
-        prepare_criteria(find_ffns(self.subject.model), self.criteria, self.settings)
+        ffns = find_ffns(self.subject.model)
+        if any(ffn.stack.side == "output" for ffn in ffns) and self.recipe.task.type != "seq2seq":
+            wanted = "a model with a decoder beside its encoder is scored as seq2seq"
+            raise RecipeError([Problem("task.type", self.recipe.task.type, wanted)])
+        prepare_criteria(ffns, self.criteria, self.settings)
         if self.recipe.scoring.prompt is not None:
             for batch in (*self.data.calibration, *self.data.validation):
                 check_fit(batch, self.subject.model.config, self.recipe.scoring.prompt.tokens)
@@ -117,10 +124,9 @@ class Detection:
         spec, seed = self.recipe.scoring.prompt, self.recipe.seed
         if spec is None:
             return ()
-        return tuple(
-            PromptSettings(tokens=spec.tokens, epochs=spec.epochs, learning_rate=spec.learning_rate, seed=seed + trial)
-            for trial in range(spec.trials)
-        )
+        first = PromptSettings(spec.tokens, spec.epochs, spec.learning_rate)
+        # Far apart, so that two recipes that differ in their seed share no prompt.
+        return tuple(replace(first, seed=1000 * seed + trial) for trial in range(spec.trials))
 
     def tune(self, settings: PromptSettings, progress: Progress) -> Prompted:
         """The model with a soft prompt tuned on the calibration examples."""
@@ -162,9 +168,16 @@ def detection(recipe: Recipe, source: Source, task: Task, data: ScoringData, fin
     )
     provenance = Provenance(
         model=source.fingerprint,
-        data=fingerprint,
+        data=_fingerprint(task, fingerprint),
         examples=settings.examples["calibration"],
         position=scoring.position,
         seed=recipe.seed,
     )
     return Detection(recipe, subject, data, settings, provenance, source.tokenizer.mask_token_id)
+
+
+def _fingerprint(task: Task, examples: str) -> str:
+    """Of everything that makes two tasks on the same examples different."""
+    template = task.template.source if task.template is not None else None
+    asked = [examples, task.type, template, task.label_words, task.labels, task.target, task.max_length]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()

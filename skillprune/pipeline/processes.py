@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import atexit
 import os
-from typing import Any
+from datetime import timedelta
 
 import torch.distributed as distributed
 from accelerate import PartialState
 
 from skillprune.scoring import processes
 
+_PATIENCE = timedelta(days=7)
+"""How long helpers wait while the main process works alone, tuning prompts for example."""
+
 
 def join_processes() -> None:
     """Makes this process one of a group when torchrun (or another launcher) started it; alone, nothing happens."""
     if several_processes() and not distributed.is_initialized():
-        atexit.register(PartialState().destroy_process_group)
+        atexit.register(PartialState(timeout=_PATIENCE).destroy_process_group)
 
 
 def several_processes() -> bool:
@@ -26,12 +29,3 @@ def several_processes() -> bool:
 def is_main() -> bool:
     """Whether this process writes and prints."""
     return processes()[0] == 0
-
-
-def agree(value: Any) -> Any:
-    """What the main process says, on all of them; they wait for it."""
-    if processes()[1] == 1:
-        return value
-    said = [value]
-    distributed.broadcast_object_list(said, src=0)
-    return said[0]

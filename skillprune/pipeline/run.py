@@ -18,14 +18,14 @@ from skillprune.answers import label_names
 from skillprune.benchmark import Latency, Subject, check_provider, environment, measure_latency, open_session
 from skillprune.checkpoint import load_model, load_source, save_pruned, verify_reload
 from skillprune.data import Batch, load_splits
-from skillprune.errors import Problem, RecipeError
+from skillprune.errors import DataError, Problem, RecipeError
 from skillprune.evaluation import METRICS, Predictor, compare, predict_split, torch_predictor
 from skillprune.export import export_onnx
 from skillprune.families import find_ffns
 from skillprune.pipeline.detection import batches_of, detection
 from skillprune.pipeline.directory import RunDirectory, replacing, write_text
 from skillprune.pipeline.inputs import check_shapes, random_inputs
-from skillprune.pipeline.processes import agree, is_main, join_processes
+from skillprune.pipeline.processes import is_main, join_processes
 from skillprune.pipeline.results import Exports, Quality
 from skillprune.planning import (
     Prediction,
@@ -40,7 +40,7 @@ from skillprune.progress import Progress, silent
 from skillprune.prompts import Prompted, PromptSettings, load_prompt, save_prompt
 from skillprune.recipe import Recipe
 from skillprune.repair import LayerError, prune_and_repair_
-from skillprune.scoring import NeuronScores, ScoringData, load_scores, save_scores
+from skillprune.scoring import NeuronScores, ScoringData, load_scores, of_main, save_scores
 from skillprune.tasks import resolve_task
 
 Inputs = Mapping[str, NDArray[np.int64]]
@@ -85,7 +85,7 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         if is_main() and not self._helped:
-            agree(False)
+            of_main(False)
 
     @property
     def is_helper(self) -> bool:
@@ -94,7 +94,7 @@ class Run:
 
     def help(self) -> None:
         """Waits for the main process and, if it scores, takes a share of the batches."""
-        if agree(None):
+        if of_main(False):
             assert self.scores
 
     def _prepare(self, recipe: Recipe) -> None:
@@ -135,14 +135,14 @@ class Run:
             DataError: the scores in the directory are of another model or task.
         """
         if is_main():
-            self._helped = agree(True)
+            self._helped = of_main(True)
         path, prompts = self.directory.path / "scores.safetensors", self.prompts
-        done = agree(self.directory.is_done("score", [path]))
+        done = of_main(self.directory.is_done("score", [path]))
         if is_main():
             self.directory.stage("score", None, lambda: self._score(prompts, path), [path])
         elif not done:
             self._detection.scores(prompts, silent)
-        agree(None)  # nobody reads before the main process has written
+        of_main(None)  # nobody reads before the main process has written
         scores = load_scores(path)
         for score in scores:
             score.refuse_others(self._detection.provenance)
@@ -155,14 +155,14 @@ class Run:
         paths = {folder / f"seed-{tuning.seed}.safetensors": tuning for tuning in self._detection.tunings()}
         if paths and is_main():
             self.directory.stage("prompt", None, lambda: self._tune(paths), list(paths))
-        agree(None)
+        of_main(None)
         return tuple(load_prompt(self._detection.subject, path) for path in paths)
 
     @cached_property
     def plan(self) -> PruningPlan:
         """Which neurons stay."""
         path = self.directory.path / "plan.json"
-        decisive = next(scores for scores in self.scores if scores.criterion == self.recipe.scoring.criterion)
+        decisive = self._decisive()
 
         def compute() -> None:
             plan = plan_pruning(self.source.model, decisive, **self.recipe.plan.model_dump())
@@ -199,6 +199,13 @@ class Run:
         """The test split, read here and only here, once everything is decided."""
         exports, _ = self.exports, self.latency
         return self.directory.stage("test", Quality, lambda: self._test(exports))
+
+    def _decisive(self) -> NeuronScores:
+        name = self.recipe.scoring.criterion
+        for scores in self.scores:
+            if scores.criterion == name:
+                return scores
+        raise DataError(f"{self.directory.path / 'scores.safetensors'} holds no scores of {name}; score again")
 
     def _score(self, prompts: Sequence[Prompted], path: Path) -> None:
         scores = self._detection.scores(prompts, self.progress)

@@ -2,7 +2,7 @@
 
 from skillprune.scoring.criterion import Criterion, LayerScores, Read, Settings
 from skillprune.scoring.engine import CRITERIA, ScoringData, prepare_criteria, score_neurons, settings_for
-from skillprune.scoring.exchange import processes
+from skillprune.scoring.exchange import of_main, processes
 from skillprune.scoring.scores import NeuronScores, Provenance, load_scores, ranking, save_scores
 from skillprune.scoring.trials import combine_trials
 
@@ -17,6 +17,7 @@ __all__ = [
     "Settings",
     "combine_trials",
     "load_scores",
+    "of_main",
     "prepare_criteria",
     "processes",
     "ranking",

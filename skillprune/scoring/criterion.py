@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -119,6 +119,10 @@ class Criterion(ABC):
         state = self.state(ffn, split)
         for key, value in other.items():
             state[key] += value.to(state[key].device)
+
+    def pieces(self, state: State) -> Iterator[State]:
+        """A state in parts that `merge` takes one by one, of the same shapes in every process."""
+        yield state
 
     @abstractmethod
     def finish(self, ffn: FFN) -> LayerScores:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from skillprune.activations import Observation, Quantity, Reading, Visitor, stream
+from skillprune.activations import PLAIN, Observation, Quantity, Reading, Visitor, stream
 from skillprune.answers import Classifier, TaskModel
 from skillprune.data import Batch
 from skillprune.errors import DataError
@@ -20,7 +20,7 @@ from skillprune.families import FFN, Site, by_stack, find_ffns
 from skillprune.progress import Progress, silent
 from skillprune.scoring.activity import Fluctuation, Wanda
 from skillprune.scoring.criterion import SPLITS, Criterion, LayerScores, Read, Settings, Split
-from skillprune.scoring.exchange import failing_together, merge_processes, own_share
+from skillprune.scoring.exchange import failing_together, merge_processes, of_main, own_share, processes
 from skillprune.scoring.gradients import Attribution, Fisher, GaussNewton, Taylor
 from skillprune.scoring.precision import AveragePrecision
 from skillprune.scoring.predictivity import Predictivity
@@ -40,7 +40,7 @@ CRITERIA: dict[str, type[Criterion]] = {
 """The criteria by name; a new one is one class in this room and one entry here."""
 
 STATE_SHARE = 0.25
-"""Share of the machine's free memory that large states, such as Gram matrices, may take at a time."""
+"""Share of the free memory that large states, such as Gram matrices, may take at a time."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,12 @@ def score_neurons(
         provenance: what the scores will say they come from.
         settings: where sequences are read and the like; `settings_for` fills in what the data tell.
         state_bytes: memory for large states; layers that do not fit together are scored in further passes. None takes
-            a quarter of what the machine has free.
+            a quarter of what is free, on the machine or on the fullest GPU that holds layers, shared by all processes.
         progress: told about every batch.
 
     Raises:
-        DataError: a class is too rare in a split that is read, or an activation, a gradient or a score is not finite.
+        DataError: a class is too rare in a split that is read, an activation, a gradient or a score is not finite, or
+            gradients are asked for in float16.
         ResourceFailure: not even one example fits into the device's memory.
         UnsupportedArchitecture: the model has no row in the family table.
     """
@@ -88,8 +89,9 @@ def score_neurons(
     settings = settings or settings_for(subject, data, seed=provenance.seed)
     ffns = find_ffns(subject.model)
     workers = prepare_criteria(ffns, criteria, settings)
+    _refuse_underflow(subject.model, workers)
     found: dict[str, dict[Site, LayerScores]] = {worker.name: {} for worker in workers}
-    budget = state_bytes if state_bytes is not None else int(STATE_SHARE * psutil.virtual_memory().available)
+    budget = of_main(_free_bytes(ffns) if state_bytes is None else state_bytes)
     try:
         for shifts in _rounds(workers, ffns, budget):
             observe(subject, data, shifts, settings.reading, progress)
@@ -190,6 +192,23 @@ def _read_split(
     for worker, ffns in shifts:
         if any(read.split == split for read in worker.reads):
             merge_processes(worker, ffns, split)
+
+
+def _refuse_underflow(model: PreTrainedModel, workers: Sequence[Criterion]) -> None:
+    """In float16 small gradients become zero, and neurons would be ranked by noise."""
+    names = [worker.name for worker in workers if any(read.quantity != PLAIN for read in worker.reads)]
+    if names and model.dtype == torch.float16:
+        raise DataError(
+            f"{', '.join(names)}: gradients underflow in float16; set model.dtype to float32 or bfloat16, or choose a "
+            "criterion without gradients"
+        )
+
+
+def _free_bytes(ffns: Sequence[FFN]) -> int:
+    """What large states may take in each process; they live where the layers are."""
+    gpus = {ffn.down.weight.device for ffn in ffns if ffn.down.weight.device.type == "cuda"}
+    free = [psutil.virtual_memory().available, *(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus)]
+    return int(STATE_SHARE * min(free)) // processes()[1]
 
 
 def _forget(worker: Criterion, ffns: Sequence[FFN]) -> None:

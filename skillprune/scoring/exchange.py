@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.distributed as distributed
 
 from skillprune.data import Batch
-from skillprune.errors import SkillPruneError
+from skillprune.errors import DataError, ResourceFailure
 from skillprune.families import FFN
 from skillprune.scoring.criterion import Criterion, Split, State
+
+Value = TypeVar("Value")
 
 
 def processes() -> tuple[int, int]:
@@ -27,27 +30,44 @@ def own_share(batches: Sequence[Batch]) -> dict[int, Batch]:
     return dict(list(enumerate(batches))[rank::world])
 
 
+def of_main(value: Value) -> Value:
+    """What the main process has, on all of them."""
+    if processes()[1] == 1:
+        return value
+    said = [value]
+    distributed.broadcast_object_list(said, src=0)
+    return said[0]
+
+
 @contextmanager
 def failing_together() -> Iterator[None]:
-    """When the work inside fails in one process, all raise that error, so that nobody waits for what never comes."""
-    failure: SkillPruneError | None = None
+    """When the work inside fails in one process, it fails in all, so that nobody waits for what never comes.
+
+    Raises:
+        DataError: another process found the data or the model unusable.
+        ResourceFailure: something else failed in another process.
+    """
+    rank, world = processes()
+    failure: Exception | None = None
     try:
         yield
-    except SkillPruneError as error:
+    except Exception as error:
         failure = error
-    failures = [failure]
-    if processes()[1] > 1:
-        failures = [None] * processes()[1]
-        distributed.all_gather_object(failures, failure)
-    for found in failures:
+    said: list[tuple[int, str] | None] = [None] * world
+    if world > 1:
+        own = failure and (getattr(failure, "exit_code", 3), f"process {rank}: {failure}")
+        distributed.all_gather_object(said, own)
+    if failure is not None:
+        raise failure
+    for found in said:
         if found is not None:
-            raise found
+            raise (DataError if found[0] == DataError.exit_code else ResourceFailure)(found[1])
 
 
 def merge_processes(criterion: Criterion, ffns: Sequence[FFN], split: Split) -> None:
     """Gives every process the sums of all, merged in order of rank, so that all end with the same numbers.
 
-    One FFN's state travels at a time, so memory grows by one state and not by the number of processes.
+    One piece of one FFN's state travels at a time, so memory does not grow with the number of processes.
     """
     rank, world = processes()
     if world == 1:
@@ -57,7 +77,8 @@ def merge_processes(criterion: Criterion, ffns: Sequence[FFN], split: Split) -> 
         merged = criterion.start(ffn, split, torch.device("cpu"))
         criterion.replace(ffn, split, merged)
         for source in range(world):
-            criterion.merge(ffn, split, _broadcast(own, source, is_source=rank == source))
+            for piece in criterion.pieces(own):
+                criterion.merge(ffn, split, _broadcast(piece, source, is_source=rank == source))
 
 
 def _broadcast(own: State, source: int, *, is_source: bool) -> State:

@@ -15,6 +15,8 @@ from skillprune.families import FFN
 from skillprune.scoring.class_tests import class_tests, refuse_rare_classes
 from skillprune.scoring.criterion import Criterion, LayerScores, Read, Settings, Split, State, vector, zeros
 
+_DECIMALS = 12
+
 
 class Predictivity(Criterion):
     """Two-sided accuracy of "the neuron fires above its baseline" as a test for a class; the best test counts.
@@ -66,7 +68,9 @@ class Predictivity(Criterion):
         """Scores ``(neurons,)``: the best test of every neuron, or their mean."""
         sums = self.state(ffn, "validation")["sums"]
         accuracy = sums + torch.from_numpy(self._tests.no.sum(axis=1)).to(sums).view(-1, 1, 1)
-        two_sided, place = torch.maximum(accuracy, 1 - accuracy).max(dim=1)
+        # Sums of shares differ in the last digits by their order; neurons with equal counts must tie.
+        accuracy = accuracy.round(decimals=_DECIMALS)
+        two_sided, place = torch.maximum(accuracy, 1 - accuracy).round(decimals=_DECIMALS).max(dim=1)
         there = accuracy.gather(1, place.unsqueeze(1)).squeeze(1)
         per_test = vector(two_sided)
         direction = np.sign(vector(there) - 0.5).astype(np.int8)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from torch import Tensor
 from skillprune.activations import Observation
 from skillprune.families import FFN
 from skillprune.scoring.criterion import Criterion, Read, Settings, Split, State
+
+_ROWS = 1024
+"""Examples whose responses travel between processes at a time."""
 
 
 class ResponseCriterion(Criterion):
@@ -47,10 +50,17 @@ class ResponseCriterion(Criterion):
         state["seen"][rows] = True
 
     def merge(self, ffn: FFN, split: Split, other: State) -> None:
-        """Takes the rows of the examples that the other saw."""
+        """Takes the rows of the examples that the other saw; a piece says where it starts."""
         state, seen = self.state(ffn, split), other["seen"].bool()
+        rows = seen.nonzero().squeeze(1) + int(other.get("first", torch.tensor(0)))
         for key in ("responses", "labels", "seen"):
-            state[key][seen] = other[key][seen].to(state[key].dtype)
+            state[key][rows] = other[key][seen].to(state[key].dtype)
+
+    def pieces(self, state: State) -> Iterator[State]:
+        """Some rows after the other, so that the file is never in memory as a whole."""
+        for first in range(0, len(state["seen"]), _ROWS):
+            rows = slice(first, first + _ROWS)
+            yield {key: value[rows] for key, value in state.items()} | {"first": torch.tensor(first)}
 
     def forget(self, ffn: FFN) -> None:
         """Drops the responses of one FFN; the files go with the last one."""

@@ -18,6 +18,8 @@ from skillprune.errors import DataError, PlanMismatch
 
 Vector = NDArray[np.float64]
 
+_FORMAT = "skillprune-scores-2"
+
 _OF_WHAT = {"model": "model", "data": "task or sample of its examples"}
 
 
@@ -27,7 +29,7 @@ class Provenance:
 
     Attributes:
         model: fingerprint of the checkpoint.
-        data: fingerprint of the examples of every split that was read.
+        data: fingerprint of the task and its examples.
         examples: number of calibration examples.
         position: which position of a sequence a pooled criterion reads.
         seed: seed of the calibration sample and of the `random` criterion.
@@ -157,7 +159,7 @@ def save_scores(scores: Sequence[NeuronScores], path: Path) -> None:
         "criteria": json.dumps([score.criterion for score in scores]),
         "stacks": json.dumps(list(scores[0].values) if scores else []),
     }
-    save_file(tensors, path, metadata={"format": "skillprune-scores-1", **orders, **header})
+    save_file(tensors, path, metadata={"format": _FORMAT, **orders, **header})
 
 
 def load_scores(path: Path) -> tuple[NeuronScores, ...]:
@@ -169,12 +171,12 @@ def load_scores(path: Path) -> tuple[NeuronScores, ...]:
     try:
         with safe_open(path, framework="numpy") as file:
             header = dict(file.metadata() or {})
-            if header.pop("format", "") != "skillprune-scores-1":
-                raise DataError(f"{path} is a safetensors file, but not one that skillprune wrote scores to")
+            if header.pop("format", "") != _FORMAT:
+                raise DataError(f"{path} is a safetensors file, but not one this version of skillprune wrote scores to")
             # The header is an unordered map, so orders are written down.
             names, stacks = json.loads(header["criteria"]), json.loads(header["stacks"])
             return tuple(_read(file, name, stacks, json.loads(header[name])) for name in names)
-    except (OSError, SafetensorError) as broken:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as broken:
         raise DataError(f"{path} cannot be read as scores: {broken}") from broken
 
 

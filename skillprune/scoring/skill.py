@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from skillprune.activations import Observation
+from skillprune.errors import DataError
 from skillprune.families import FFN
 from skillprune.scoring.criterion import Criterion, LayerScores, Read, Split, State, vector, zeros
 from skillprune.scoring.elimination import eliminate
@@ -67,8 +68,14 @@ class Skill(Criterion):
             state["graded"] += len(gradients)
 
     def finish(self, ffn: FFN) -> LayerScores:
-        """Eliminates neuron after neuron; scores ``(neurons,)``."""
+        """Eliminates neuron after neuron; scores ``(neurons,)``.
+
+        Raises:
+            DataError: activations or gradients were so large that their products overflowed.
+        """
         state = self.state(ffn)
+        if not all(bool(value.isfinite().all()) for value in state.values()):
+            raise DataError(f"skill: products of the activations of {ffn.stack.name} layer {ffn.layer} are not finite")
         tokens = state["tokens"].clamp(min=1)
         gram = torch.triu(state["gram"]) / tokens
         gram = gram + torch.triu(gram, diagonal=1).T

@@ -41,8 +41,23 @@ def combine_trials(
     if trials[0].criterion != Predictivity.name:
         return replace(trials[0], values=_over([trial.values for trial in trials], "mean"), details={})
     per_test = _over([trial.details["per_test"] for trial in trials], how)
+    leaning = [_leaning(trial) for trial in trials]
+    direction = {
+        stack: tuple(np.sign(layer).astype(np.int8) for layer in layers)
+        for stack, layers in _over(leaning, "mean").items()
+    }
     values = {stack: tuple(reduced(each, reduce) for each in layers) for stack, layers in per_test.items()}
-    return replace(trials[0], values=values, details={"per_test": per_test})
+    return replace(trials[0], values=values, details={"per_test": per_test, "direction": direction})
+
+
+def _leaning(trial: NeuronScores) -> dict[str, tuple[NDArray[np.float64], ...]]:
+    """How far firing speaks for the class (positive) or against it, per test."""
+    return {
+        stack: tuple(
+            sign * (accuracy - 0.5) for sign, accuracy in zip(trial.details["direction"][stack], layers, strict=True)
+        )
+        for stack, layers in trial.details["per_test"].items()
+    }
 
 
 def _over(trials: Sequence[Stacks], how: How) -> dict[str, tuple[NDArray[np.float64], ...]]:
