@@ -108,7 +108,9 @@ def test_two_processes_give_the_scores_of_one(scored: Scored) -> None:
     for name, array in found.items():
         assert array.dtype == expected[name].dtype
         if array.dtype.kind == "f":
-            np.testing.assert_allclose(array, expected[name], rtol=1e-6, err_msg=name)
+            # Of the layer's largest: float32 forward passes of two processes differ in the last digit.
+            largest = float(np.abs(expected[name]).max())
+            np.testing.assert_allclose(array, expected[name], rtol=0, atol=1e-6 * largest, err_msg=name)
         else:
             np.testing.assert_array_equal(array, expected[name], err_msg=name)
 
