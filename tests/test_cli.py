@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import subprocess
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,8 @@ def interrupted(done: Finished) -> dict[str, Any]:
     process = subprocess.Popen(
         command("run", done.recipe, "--output", output),
         env=environment(),
+        # Whoever runs the tests in the background of a shell has Ctrl-C switched off, and children inherit that.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -77,8 +77,8 @@ class RunDirectory:
         """
         adapter: TypeAdapter[Value] = TypeAdapter(kind)
         record = self.path / _RECORDS / f"{name}.json"
-        done = self._read(record)
-        if done is not None and all(path.exists() for path in outputs):
+        done = self._finished(record, outputs)
+        if done is not None:
             self.records.append(StageRecord(name, done["seconds"], done["peak_rss_mib"], cached=True))
             self._inputs = _digest(self._inputs, done["made"])
             return adapter.validate_python(done["value"], strict=False)
@@ -96,8 +96,11 @@ class RunDirectory:
 
     def is_done(self, name: str, outputs: Sequence[Path] = ()) -> bool:
         """Whether an earlier run with the same recipe and inputs left this stage behind."""
-        done = self._read(self.path / _RECORDS / f"{name}.json")
-        return done is not None and all(path.exists() for path in outputs)
+        return self._finished(self.path / _RECORDS / f"{name}.json", outputs) is not None
+
+    def _finished(self, record: Path, outputs: Sequence[Path]) -> dict[str, Any] | None:
+        done = self._read(record)
+        return done if all(path.exists() for path in outputs) else None
 
     def _read(self, record: Path) -> dict[str, Any] | None:
         if not (self._cache and record.is_file()):

@@ -89,7 +89,6 @@ def score_neurons(
     settings = settings or settings_for(subject, data, seed=provenance.seed)
     ffns = find_ffns(subject.model)
     workers = prepare_criteria(ffns, criteria, settings)
-    _refuse_underflow(subject.model, workers)
     found: dict[str, dict[Site, LayerScores]] = {worker.name: {} for worker in workers}
     budget = of_main(_free_bytes(ffns) if state_bytes is None else state_bytes)
     try:
@@ -143,9 +142,11 @@ def prepare_criteria(ffns: Sequence[FFN], criteria: Sequence[str], settings: Set
     """Fresh criteria; nothing is run, so this also serves to refuse unusable data early.
 
     Raises:
-        DataError: a criterion needs a class that a split does not have enough of.
+        DataError: a criterion needs a class that a split does not have enough of, or gradients of a float16 model.
     """
-    return [CRITERIA[name](ffns, settings) for name in criteria]
+    workers = [CRITERIA[name](ffns, settings) for name in criteria]
+    _refuse_underflow(ffns, workers)
+    return workers
 
 
 def _rounds(workers: Sequence[Criterion], ffns: Sequence[FFN], budget: int) -> Iterator[list[Shift]]:
@@ -194,10 +195,10 @@ def _read_split(
             merge_processes(worker, ffns, split)
 
 
-def _refuse_underflow(model: PreTrainedModel, workers: Sequence[Criterion]) -> None:
+def _refuse_underflow(ffns: Sequence[FFN], workers: Sequence[Criterion]) -> None:
     """In float16 small gradients become zero, and neurons would be ranked by noise."""
     names = [worker.name for worker in workers if any(read.quantity != PLAIN for read in worker.reads)]
-    if names and model.dtype == torch.float16:
+    if names and any(ffn.down.weight.dtype == torch.float16 for ffn in ffns):
         raise DataError(
             f"{', '.join(names)}: gradients underflow in float16; set model.dtype to float32 or bfloat16, or choose a "
             "criterion without gradients"

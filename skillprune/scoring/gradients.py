@@ -6,6 +6,8 @@ All rest on the effect ``g_j(x) = sum_s a_j(x, s) dq(x)/da_j(x, s)``: the deriva
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -33,9 +35,9 @@ class _MeanOverExamples(Criterion):
         return LayerScores(vector(state["sum"] / state["examples"].clamp(min=1)))
 
     @staticmethod
+    @abstractmethod
     def strength(effects: Tensor) -> Tensor:
         """What is averaged, ``(batch, neurons)``."""
-        raise NotImplementedError
 
 
 class Taylor(_MeanOverExamples):
