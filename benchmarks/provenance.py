@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def update_result(name: str, section: str, *, seeds: list[int], result: dict[str
 def _record(seeds: list[int], result: dict[str, Any]) -> dict[str, Any]:
     return {
         "command": " ".join(["python", os.path.relpath(sys.argv[0], HERE.parent), *sys.argv[1:]]),
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "seeds": seeds,
         "environment": environment(),
         "result": result,

@@ -230,4 +230,4 @@ def assert_same_results(output: Path, reference: Path) -> None:
             np.testing.assert_allclose(array, expected[key], rtol=1e-4, atol=1e-5)
     mine, other = read_json(output / "report.json"), read_json(reference / "report.json")
     for section in ("model", "task", "quality"):
-        assert mine[section] == other[section]
+        assert mine[section] == other[section], (mine[section], other[section])

@@ -24,7 +24,8 @@ def naive_places(weights: np.ndarray) -> list[float]:
     """Scores from weights ``(classes, neurons)``: for a hundred shares of mass, who is in some class's prefix.
 
     A prefix is the shortest that reaches a share; a neuron enters at the first share some class has it at, and within
-    a step by its largest share of a class's mass, which is below 1 unless it has all of it.
+    a step by its largest share of a class's mass, which is below 1 unless it has all of it. Neurons without weight come
+    with the last share.
     """
     shares = [[abs(weight) / sum(map(abs, row)) for weight in row] for row in weights.tolist()]
     entered: dict[int, int] = {}
@@ -37,7 +38,7 @@ def naive_places(weights: np.ndarray) -> list[float]:
                 entered.setdefault(neuron, step)
                 mass += row[neuron]
     highest = [max(row[neuron] for row in shares) for neuron in range(len(shares[0]))]
-    return [101 - entered[neuron] + highest[neuron] for neuron in range(len(highest))]
+    return [101 - entered.get(neuron, 100) + highest[neuron] for neuron in range(len(highest))]
 
 
 def weights_of(found: NeuronScores) -> tuple[np.ndarray, np.ndarray]:

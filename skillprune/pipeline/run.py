@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
-from typing_extensions import Self
 
 from skillprune.answers import label_names
 from skillprune.benchmark import Latency, Subject, check_provider, environment, measure_latency, open_session

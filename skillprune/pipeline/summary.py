@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def build_report(run: Run) -> paper.Report:
     return paper.Report(
         schema_version=1,
         skillprune_version=version("skillprune"),
-        created=datetime.now(timezone.utc),
+        created=datetime.now(UTC),
         seed=run.recipe.seed,
         environment=_environment(),
         model=_model(run),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, ValidationError, ValidationInfo, model_validator
-from typing_extensions import Self
 
 from skillprune.errors import Problem, RecipeError
 from skillprune.recipe.base import Spec, StrictInt

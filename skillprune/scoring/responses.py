@@ -17,8 +17,8 @@ from skillprune.activations import Observation
 from skillprune.families import FFN
 from skillprune.scoring.criterion import Criterion, Read, Settings, Split, State
 
-_ROWS = 1024
-"""Examples whose responses travel between processes at a time."""
+CHUNK = 1024
+"""Examples whose responses are in memory at a time, to be sent or standardised."""
 
 
 class ResponseCriterion(Criterion):
@@ -30,14 +30,9 @@ class ResponseCriterion(Criterion):
 
     def start(self, ffn: FFN, split: Split, device: torch.device) -> State:
         """Responses ``(examples, neurons)`` on disk, the label of each example, and which examples were seen."""
-        if self._folder is None:
-            self._folder = tempfile.mkdtemp(prefix="skillprune-responses-")
-            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         examples = self.settings.examples[split]
-        with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:
-            rows = torch.from_file(file.name, shared=True, size=examples * ffn.width, dtype=self.settings.dtype)
         return {
-            "responses": rows.view(examples, ffn.width),
+            "responses": self.on_disk(examples, ffn.width),
             "labels": torch.zeros(examples, dtype=torch.long),
             "seen": torch.zeros(examples, dtype=torch.bool),
         }
@@ -58,8 +53,8 @@ class ResponseCriterion(Criterion):
 
     def pieces(self, state: State) -> Iterator[State]:
         """Some rows after the other, so that the file is never in memory as a whole."""
-        for first in range(0, len(state["seen"]), _ROWS):
-            rows = slice(first, first + _ROWS)
+        for first in range(0, len(state["seen"]), CHUNK):
+            rows = slice(first, first + CHUNK)
             yield {key: value[rows] for key, value in state.items()} | {"first": torch.tensor(first)}
 
     def forget(self, ffn: FFN) -> None:
@@ -68,6 +63,15 @@ class ResponseCriterion(Criterion):
         if not self._states and self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
+
+    def on_disk(self, rows: int, columns: int) -> Tensor:
+        """Zeros ``(rows, columns)`` in a file that is gone when the criterion is."""
+        if self._folder is None:
+            self._folder = tempfile.mkdtemp(prefix="skillprune-responses-")
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:
+            values = torch.from_file(file.name, shared=True, size=rows * columns, dtype=self.settings.dtype)
+        return values.view(rows, columns)
 
     def responses(self, ffn: FFN, split: Split) -> tuple[Tensor, Tensor]:
         """Responses ``(examples, neurons)`` and labels ``(examples,)`` of the examples that were seen."""
