@@ -19,7 +19,7 @@ from skillprune.evaluation import Predictions, accuracy, compare, predict_split,
 from skillprune.repair import METHODS
 from skillprune.scoring import Provenance, ScoringData, score_neurons
 
-MAIN = [("wanda", 0.5, "least_squares"), ("wanda", 0.25, "least_squares")]
+MAIN = [(criterion, keep, "least_squares") for criterion in ("skill", "wanda") for keep in (0.5, 0.25)]
 CONTROLS = [
     ("wanda", 0.25, "mean"),
     ("wanda", 0.25, "zero"),

@@ -20,11 +20,6 @@ ROOT = Path(__file__).resolve().parents[1]
 # whoever declares the one has declared the other.
 DISTRIBUTION = {"pydantic_core": "pydantic", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 
-# Declared though no file imports them, each for a reason.
-INDIRECT = {
-    "accelerate": "transformers places models with it when a recipe sets device_map",
-}
-
 
 def imported_modules(source: str) -> Iterator[str]:
     """Top-level names of the absolute imports in a source text."""
@@ -93,7 +88,7 @@ def test_every_import_is_declared(project: dict[str, Any], used: set[str]) -> No
 
 
 def test_every_dependency_is_used(project: dict[str, Any], used: set[str]) -> None:
-    assert names_of(project["dependencies"]) - used == set(INDIRECT) - used
+    assert names_of(project["dependencies"]) - used == set()
 
 
 def test_an_undeclared_import_is_caught() -> None:

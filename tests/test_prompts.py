@@ -346,6 +346,25 @@ def test_the_best_epoch_is_kept() -> None:
     assert total / sum(map(len, backwards)) == pytest.approx(min(losses), rel=1e-5)
 
 
+@pytest.mark.parametrize(("kind", "family"), [("classifier", "bert"), ("writer", "llama")])
+def test_batches_that_do_not_fit_are_put_in_halves_and_teach_the_same(kind: str, family: str) -> None:
+    subject, batches = subject_and_batches(kind, family, batch_size=5)
+    settings = PromptSettings(tokens=TOKENS, epochs=2, learning_rate=0.01)
+    whole = tune_prompt(subject, batches, batches, settings).prompt
+    sizes: list[int] = []
+
+    def refuse(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
+        sizes.append(len(kwargs["attention_mask"]))
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("no memory left")
+
+    subject.model.register_forward_pre_hook(refuse, with_kwargs=True)
+    parts = tune_prompt(subject, batches, batches, settings).prompt
+    assert sizes[0] == 5 and max(sizes[1:]) <= 2
+    torch.testing.assert_close(parts.vectors, whole.vectors, rtol=1e-4, atol=1e-5)
+    assert parts.losses == pytest.approx(whole.losses, rel=1e-5)
+
+
 @pytest.mark.parametrize(("steps", "warm_up"), [(3, 0), (180, 1)])
 def test_the_optimiser_is_that_of_the_paper(steps: int, warm_up: int) -> None:
     subject, (batch, *_) = subject_and_batches("classifier", "bert", lengths=(3, 5), labels=(1, 0))

@@ -174,6 +174,22 @@ def test_what_fails_in_one_process_is_told_once_and_ends_all(rank: int, tmp_path
     assert "error: " not in helper.err and "Traceback" not in main.err + helper.err
 
 
+def test_two_processes_read_the_same_soft_prompts(tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    prompt = {"tokens": 3, "trials": 2, "epochs": 2}
+    scoring = {"criterion": "wanda", "also": ["predictivity"], "examples": 37, "batch_size": 8, "position": "prompt"}
+    recipe = set_up(folder, scoring=scoring | {"prompt": prompt})
+    group = torchrun(folder, "score", recipe, "--output", "together")
+    assert group.code == 0, group.said
+    assert spawn("score", recipe, "--output", "alone", cwd=folder).code == 0
+    for name in ("scores.safetensors", *(f"prompts/seed-{seed}.safetensors" for seed in (0, 1))):
+        found, expected = (load_file(folder / output / name) for output in ("together", "alone"))
+        assert found.keys() == expected.keys()
+        for key, array in found.items():
+            np.testing.assert_allclose(array, expected[key], rtol=1e-6, err_msg=key)
+
+
 def test_a_process_without_a_batch_changes_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "work"
     folder.mkdir()

@@ -278,8 +278,7 @@ def test_where_no_answer_depends_on_a_layer_plain_reconstruction_is_what_counts(
     np.testing.assert_allclose(details_by_site(found, "cost")["encoder", 0], expected.cost, rtol=1e-6)
 
 
-def test_a_layer_that_nobody_reads_costs_less_than_one_that_answers_depend_on() -> None:
-    """Costs are in units of the answers, so they can be compared over layers."""
+def test_costs_are_in_units_of_the_answers_so_that_layers_can_be_compared() -> None:
     model = tiny_bert(layers=2).double()
     data = ScoringData(tiny_batches(), ())
     (before,) = score(model, data, "skill")

@@ -6,6 +6,7 @@ A neuron's activation is one coordinate of the input of its down projection, wha
 from skillprune.activations.hooks import evaluating, inputs_of, joined
 from skillprune.activations.observation import Observation
 from skillprune.activations.pooling import Position, Reading, pool
+from skillprune.activations.room import Room
 from skillprune.activations.stream import PLAIN, Quantity, Visitor, stream
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Position",
     "Quantity",
     "Reading",
+    "Room",
     "Visitor",
     "evaluating",
     "inputs_of",

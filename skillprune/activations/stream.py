@@ -1,11 +1,10 @@
 """Runs a model over batches and shows every FFN's activations, and gradients if asked for, to those who visit.
 
-Memory does not grow with the number of batches. A batch that does not fit into the device is put in halves.
+Memory does not grow with the number of batches.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -16,13 +15,12 @@ from torch import Tensor, nn
 from skillprune.activations.hooks import differentiable, evaluating, frozen, inputs_of, joined
 from skillprune.activations.observation import Observation
 from skillprune.activations.pooling import Reading
+from skillprune.activations.room import Room
 from skillprune.answers import Answers, TaskModel
 from skillprune.data import Batch
-from skillprune.errors import DataError, ResourceFailure
+from skillprune.errors import DataError
 from skillprune.families import FFN, Site
 from skillprune.progress import Progress, silent, track
-
-_LOGGER = logging.getLogger(__name__)
 
 Quantity = Callable[[Answers, Batch], Tensor]
 """Turns answers into one number per example, ``(batch,)``, to be differentiated."""
@@ -69,19 +67,21 @@ def stream(
     wanted = {visitor.quantity for visitor in visitors} - {PLAIN}
     look = _differentiate if wanted else _watch
     run = _Run(subject, ffns, tuple(visitors), {name: quantities[name] for name in sorted(wanted)}, reading)
+    room = Room()
+
+    def put(piece: Batch) -> None:
+        look(run, piece)
+        run.start += len(piece)
+
     with evaluating(subject.model):
         for number in track(list(batches), what, progress):
-            run.number = number
-            for piece in run.pieces(batches[number]):
-                run.put(piece, frozenset(), look)
-
-
-_Done = frozenset[tuple[int, Site]]
+            run.begin(number)
+            room.put(batches[number], put)
 
 
 @dataclass
 class _Run:
-    """One stream under way; ``most`` is how many examples have turned out to fit."""
+    """One stream under way: which batch, where in it, and how many of its examples every visitor has seen."""
 
     subject: TaskModel
     ffns: Sequence[FFN]
@@ -89,43 +89,24 @@ class _Run:
     quantities: Mapping[str, Quantity]
     reading: Reading
     number: int = 0
-    most: int | None = None
-    done: set[tuple[int, Site]] = field(default_factory=set)
+    start: int = 0
+    seen: dict[tuple[int, Site], int] = field(default_factory=dict)
 
-    def pieces(self, batch: Batch) -> Iterator[Batch]:
-        """The batch, in parts that fit."""
-        if self.most is None or len(batch) <= self.most:
-            yield batch
-            return
-        for half in batch.halves():
-            yield from self.pieces(half)
-
-    def put(self, batch: Batch, done: _Done, look: Callable[[_Run, Batch], None]) -> None:
-        """Shows a batch to all visitors but those in ``done``, who have seen it; halves it when memory runs out."""
-        self.done = set(done)
-        try:
-            look(self, batch)
-            return
-        except torch.OutOfMemoryError as full:
-            if len(batch) == 1:
-                raise ResourceFailure(
-                    f"one example of {batch.mask.shape[1]} tokens does not fit into the device's memory; "
-                    "lower task.max_length, or set model.device_map to auto"
-                ) from full
-        # Outside the except clause, where the exception's frames would keep the tensors alive.
-        seen, self.most = frozenset(self.done), len(batch) // 2
-        torch.cuda.empty_cache()
-        _LOGGER.warning("a batch of %d examples does not fit into memory; going on with %d", len(batch), self.most)
-        for piece in self.pieces(batch):
-            self.put(piece, seen, look)
+    def begin(self, number: int) -> None:
+        """The next batch."""
+        self.number, self.start, self.seen = number, 0, {}
 
     def show(self, quantity: str, observation: Observation) -> None:
-        """Hands an observation to those who wait for it."""
-        site = observation.ffn.site
+        """Hands an observation to those who wait for it.
+
+        A batch that did not fit comes again in parts; who had seen it before memory ran out is not shown them.
+        """
+        site, end = observation.ffn.site, self.start + len(observation.batch)
         for key, visitor in enumerate(self.visitors):
-            if visitor.quantity == quantity and site in visitor.sites and (key, site) not in self.done:
+            waits = visitor.quantity == quantity and site in visitor.sites
+            if waits and self.seen.get((key, site), 0) < end:
                 visitor.look(observation)
-                self.done.add((key, site))
+                self.seen[key, site] = end
 
     def observe(self, ffn: FFN, batch: Batch, activations: Tensor, *gradients: Tensor) -> Observation:
         """What is seen of one FFN."""

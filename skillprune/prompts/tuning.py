@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.optim import Adam
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
+from skillprune.activations import Room
 from skillprune.activations.hooks import evaluating, frozen
-from skillprune.answers import Answers, Classifier, TaskModel
+from skillprune.answers import Classifier, TaskModel
 from skillprune.data import NO_TARGET, Batch
-from skillprune.errors import DataError, ResourceFailure
+from skillprune.errors import DataError
 from skillprune.families import base_model
 from skillprune.progress import Progress, silent, track
 from skillprune.prompts.prompted import Prompted, PromptSettings, SoftPrompt
@@ -52,7 +53,7 @@ def tune_prompt(
         DataError: a split is empty, or the loss is not finite.
         MissingExtra: the model is a language model, and PEFT is not installed.
         UnsupportedArchitecture: the model is a classifier with a decoder.
-        ResourceFailure: a batch does not fit into the device's memory.
+        ResourceFailure: not even one example fits into the device's memory.
         ValueError: the head is to be trained, and there is no classification head.
     """
     if not train or not validation:
@@ -65,13 +66,8 @@ def tune_prompt(
     with evaluating(subject.model), frozen(subject.model), torch.enable_grad():
         vectors = nn.Parameter(_first_vectors(subject.model, settings.tokens, mask_token, generator))
         head = _head_of(subject) if settings.train_head else {}
-        try:
-            prompt = _trained(
-                Prompted(subject, SoftPrompt(vectors, settings, head)), train, validation, generator, progress
-            )
-        except torch.OutOfMemoryError as full:
-            message = "a batch does not fit into the device's memory while a soft prompt is tuned"
-            raise ResourceFailure(f"{message}; lower scoring.batch_size or task.max_length") from full
+        untrained = Prompted(subject, SoftPrompt(vectors, settings, head))
+        prompt = _trained(untrained, train, validation, generator, progress)
     return Prompted(subject, prompt)
 
 
@@ -104,34 +100,40 @@ def _trained(
     optimizer = Adam(trained, lr=settings.learning_rate, betas=_BETAS, eps=_EPSILON)
     schedule = get_linear_schedule_with_warmup(optimizer, int(_WARM_UP_SHARE * len(order)), len(order))
     losses: list[float] = []
-    best = prompt
+    best, room = prompt, Room()
     for step, number in enumerate(track(order, "soft prompt", progress), start=1):
-        batch = tuned.prepare(train[number])
-        total, count = _loss(tuned.ask(batch), batch)
-        optimizer.zero_grad()
-        (total / count).backward()
+        parts = room.put(train[number], lambda part: _gradients(tuned, part, trained))
+        for parameter, *gradients in zip(trained, *(gradients for gradients, _ in parts), strict=True):
+            parameter.grad = torch.stack(gradients).sum(dim=0) / sum(count for _, count in parts)
         nn.utils.clip_grad_norm_(trained, _LARGEST_GRADIENT)
         optimizer.step()
         schedule.step()
         if step % len(train) == 0:
-            losses.append(_mean_loss(tuned, validation))
+            losses.append(_mean_loss(tuned, validation, room))
             if losses[-1] == min(losses):
                 best = replace(prompt, vectors=_kept(prompt.vectors), head=_all_kept(prompt.head))
     return replace(best, losses=tuple(losses))
 
 
-def _loss(answers: Answers, batch: Batch) -> tuple[Tensor, int]:
+def _gradients(tuned: Prompted, batch: Batch, trained: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], int]:
+    """Gradients of the summed loss, and over how much it was summed."""
+    total, count = _loss(tuned, batch)
+    return torch.autograd.grad(total, trained), count
+
+
+def _loss(tuned: Prompted, batch: Batch) -> tuple[Tensor, int]:
     """The loss of a batch, summed, and over how much: examples, or tokens of a model that writes."""
+    prepared = tuned.prepare(batch)
     count = len(batch) if batch.targets is None else int((batch.targets != NO_TARGET).sum())
-    return answers.losses().sum(), max(1, count)
+    return tuned.ask(prepared).losses().sum(), max(1, count)
 
 
-def _mean_loss(tuned: Prompted, batches: Sequence[Batch]) -> float:
+def _mean_loss(tuned: Prompted, batches: Sequence[Batch], room: Room) -> float:
     total, count = 0.0, 0
     with torch.no_grad():
-        for batch in map(tuned.prepare, batches):
-            loss, more = _loss(tuned.ask(batch), batch)
-            total, count = total + float(loss), count + more
+        for batch in batches:
+            for loss, more in room.put(batch, lambda part: _loss(tuned, part)):
+                total, count = total + float(loss), count + more
     if not total < float("inf"):
         raise DataError(
             "the loss of the soft prompt is not finite; lower scoring.prompt.learning_rate, "

@@ -39,9 +39,9 @@ class Read:
     quantity: str = PLAIN
     examples: int | None = None
 
-    def enough(self, total: int) -> int | None:
-        """How many of ``total`` examples to read; None where that is all of them, so that passes can be shared."""
-        return None if self.examples is None or self.examples >= total else self.examples
+    def end(self, total: int) -> int:
+        """How many of ``total`` examples to read."""
+        return total if self.examples is None else min(self.examples, total)
 
 
 @dataclass(frozen=True)

@@ -174,22 +174,24 @@ def _read_split(
     reading: Reading,
     progress: Progress,
 ) -> None:
-    """Every pass over one split that some criterion wants, and then the sums of all processes."""
+    """Runs the model once over one split, as far as some criterion wants it, and sums up what all processes saw."""
     total = sum(map(len, batches))
     wanted = [(worker, ffns, read) for worker, ffns in shifts for read in worker.reads if read.split == split]
-    for examples in dict.fromkeys(read.enough(total) for _, _, read in wanted):
-        readers = [(worker, ffns, read) for worker, ffns, read in wanted if read.enough(total) == examples]
+    start = 0
+    for end in sorted({read.end(total) for _, _, read in wanted}):
+        readers = [(worker, ffns, read) for worker, ffns, read in wanted if read.end(total) >= end]
         with failing_together():
             stream(
                 subject,
                 list({ffn.site: ffn for _, ffns, _ in readers for ffn in ffns}.values()),
-                own_share(_first(batches, examples)),
+                own_share(_between(batches, start, end)),
                 [_visitor(worker, ffns, read) for worker, ffns, read in readers],
                 quantities=_quantities(readers[0][0].settings.seed),
                 reading=reading,
-                what=f"scoring ({split})" if examples is None else f"scoring ({split}, {examples} examples)",
+                what=f"scoring ({split})" if end - start == total else f"scoring ({split}, {end - start} examples)",
                 progress=progress,
             )
+        start = end
     for worker, ffns in shifts:
         if any(read.split == split for read in worker.reads):
             merge_processes(worker, ffns, split)
@@ -231,12 +233,10 @@ def _quantities(seed: int) -> Mapping[str, Quantity]:
     }
 
 
-def _first(batches: Sequence[Batch], examples: int | None) -> Sequence[Batch]:
-    """The first examples of a split, whichever batches they are in."""
-    if examples is None:
-        return batches
-    parts = [batch.select(batch.indices < examples) for batch in batches]
-    return [part for part in parts if len(part)]
+def _between(batches: Sequence[Batch], start: int, end: int) -> Sequence[Batch]:
+    """Some examples of a split, whichever batches they are in."""
+    chosen = [(batch, (start <= batch.indices) & (batch.indices < end)) for batch in batches]
+    return [batch if bool(rows.all()) else batch.select(rows) for batch, rows in chosen if bool(rows.any())]
 
 
 def _gathered(
