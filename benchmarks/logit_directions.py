@@ -25,7 +25,7 @@ from skillprune.evaluation import accuracy, predict_split, torch_predictor
 from skillprune.recipe import ModelSpec
 from skillprune.scoring import Provenance, ScoringData, score_neurons, settings_for
 
-TASKS = ("sst2", "trec")
+TASKS = ("trec", "sst2")
 KEPT = (0.25, 0.1)
 EXAMPLES = 1024
 
@@ -56,8 +56,10 @@ def main() -> None:
     """Every task, seed, direction and width."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    seeds = parser.parse_args().seeds
-    rows = [row for name in TASKS for seed in seeds for row in one_seed(name, seed)]
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
+    arguments = parser.parse_args()
+    seeds = arguments.seeds
+    rows = [row for name in arguments.tasks for seed in seeds for row in one_seed(name, seed)]
     write_result("logit-directions-minilm", seeds=seeds, result={"rows": rows, "summary": summary(rows)})
 
 
