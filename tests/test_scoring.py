@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,6 +53,7 @@ from skillprune.scoring import (
     score_neurons,
     settings_for,
 )
+from skillprune.scoring.skill import Skill
 
 
 class Case(NamedTuple):
@@ -165,6 +167,44 @@ def test_every_example_is_run_once_and_only_the_first_512_are_differentiated_for
     batches = tiny_batches(lengths=[3] * 600, batch_size=200)
     score(model, ScoringData(batches[::-1], ()), "skill", "wanda")
     assert sorted(sizes) == [(88, False), (112, True), (200, True), (200, True)]
+
+
+def later(batches: Sequence[Batch], first: int) -> list[Batch]:
+    """The same examples as part of something larger, in which others come before them."""
+    return [replace(batch, indices=batch.indices + first) for batch in batches]
+
+
+@pytest.mark.parametrize("graded", [3, None])
+def test_where_the_numbers_of_examples_start_does_not_matter_to_sums(
+    graded: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Skill, "reads", (Skill._gram, metric := replace(Skill._metric, examples=graded)))
+    monkeypatch.setattr(Skill, "_metric", metric)
+    # With two classes the contrast is the margin, whatever is drawn for an example's number.
+    model, batches = tiny_bert().double(), tiny_batches(batch_size=4, order=[9, 2, 0, 4, 1, 3, 5, 8, 6, 7])
+    validation = tiny_batches(seed=1)
+    criteria = ("skill", "wanda", "predictivity", "fisher")
+    here = score(model, ScoringData(batches, validation), *criteria)
+    there = score(model, ScoringData(later(batches, 70), later(validation, 9)), *criteria)
+    for one, other in zip(here, there, strict=True):
+        for site, values in by_site(one).items():
+            np.testing.assert_allclose(by_site(other)[site], values, rtol=1e-12)
+
+
+def test_criteria_that_keep_a_row_per_example_refuse_numbers_that_do_not_fit() -> None:
+    data = ScoringData(later(tiny_batches(), 3), tiny_batches(seed=1))
+    with pytest.raises(DataError, match="average_precision needs examples numbered from 0"):
+        score(tiny_bert(), data, "average_precision")
+
+
+def test_an_error_names_the_batch_as_it_was_given_also_when_a_split_is_read_in_parts() -> None:
+    model = tiny_bert()
+    lengths, order = [3] * 520, [*range(516, 520), *range(516)]
+    batches = [*tiny_batches(lengths=lengths, order=order, batch_size=4)]
+    assert batches[0].indices.tolist() == [516, 517, 518, 519]
+    batches[5].inputs["inputs_embeds"] = torch.full((*batches[5].inputs.pop("input_ids").shape, 16), torch.nan)
+    with pytest.raises(DataError, match=r"in batch 5 "):
+        score(model, ScoringData(batches, ()), "skill")
 
 
 @pytest.mark.parametrize("name", ["bert", "bart"])

@@ -118,7 +118,7 @@ def _trained(
 def _gradients(tuned: Prompted, batch: Batch, trained: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], int]:
     """Gradients of the summed loss, and over how much it was summed."""
     total, count = _loss(tuned, batch)
-    return torch.autograd.grad(total, trained), count
+    return torch.autograd.grad(total, trained, allow_unused=True, materialize_grads=True), count
 
 
 def _loss(tuned: Prompted, batch: Batch) -> tuple[Tensor, int]:

@@ -233,10 +233,15 @@ def _quantities(seed: int) -> Mapping[str, Quantity]:
     }
 
 
-def _between(batches: Sequence[Batch], start: int, end: int) -> Sequence[Batch]:
-    """Some examples of a split, whichever batches they are in."""
-    chosen = [(batch, (start <= batch.indices) & (batch.indices < end)) for batch in batches]
-    return [batch if bool(rows.all()) else batch.select(rows) for batch, rows in chosen if bool(rows.any())]
+def _between(batches: Sequence[Batch], start: int, end: int) -> dict[int, Batch]:
+    """Some examples in the order of the split, whichever batches they are in, by the number of their batch."""
+    places = torch.cat([batch.indices for batch in batches]).argsort().argsort().split([*map(len, batches)])
+    rows = [(start <= place) & (place < end) for place in places]
+    return {
+        number: batch if bool(chosen.all()) else batch.select(chosen)
+        for number, (batch, chosen) in enumerate(zip(batches, rows, strict=True))
+        if bool(chosen.any())
+    }
 
 
 def _gathered(

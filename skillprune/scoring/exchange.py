@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -24,10 +24,10 @@ def processes() -> tuple[int, int]:
     return 0, 1
 
 
-def own_share(batches: Sequence[Batch]) -> dict[int, Batch]:
+def own_share(batches: Mapping[int, Batch]) -> dict[int, Batch]:
     """The batches of this process by their number; every one belongs to exactly one, so no example is seen twice."""
     rank, world = processes()
-    return dict(list(enumerate(batches))[rank::world])
+    return dict(list(batches.items())[rank::world])
 
 
 def of_main(value: Value) -> Value:

@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 
 from skillprune.activations import Observation
+from skillprune.errors import DataError
 from skillprune.families import FFN
 from skillprune.scoring.criterion import Criterion, Read, Settings, Split, State
+
+_BLOCK = 2**20
 
 CHUNK = 1024
 """Examples whose responses are in memory at a time, to be sent or standardised."""
@@ -40,6 +43,10 @@ class ResponseCriterion(Criterion):
     def update(self, read: Read, seen: Observation) -> None:
         """Writes the batch's rows; of several soft-prompt slots the mean counts."""
         state, rows = self.state(seen.ffn, read.split), seen.batch.indices.cpu()
+        if int(rows.max()) >= len(state["seen"]):
+            raise DataError(
+                f"{self.name} needs examples numbered from 0; make batches of these examples alone"
+            )
         state["responses"][rows] = seen.pooled.mean(dim=1).cpu().to(self.settings.dtype)
         state["labels"][rows] = seen.batch.labels.cpu()
         state["seen"][rows] = True
@@ -65,11 +72,20 @@ class ResponseCriterion(Criterion):
             self._folder = None
 
     def on_disk(self, rows: int, columns: int) -> Tensor:
-        """Zeros ``(rows, columns)`` in a file that is gone when the criterion is."""
+        """Zeros ``(rows, columns)`` in a file that is gone when the criterion is.
+
+        Raises:
+            OSError: the disk is full.
+        """
         if self._folder is None:
             self._folder = tempfile.mkdtemp(prefix="skillprune-responses-")
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        size = rows * columns * self.settings.dtype.itemsize
         with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:
+            # Written, not only made long: a disk that is too full is an error here and would be a crash later.
+            for start in range(0, size, _BLOCK):
+                file.write(bytes(min(_BLOCK, size - start)))
+            file.flush()
             values = torch.from_file(file.name, shared=True, size=rows * columns, dtype=self.settings.dtype)
         return values.view(rows, columns)
 

@@ -1,8 +1,9 @@
-"""Which random direction of the logits `skill` should differentiate: accuracy on validation after pruning MiniLM.
+"""What `skill` should differentiate: accuracy on validation after pruning fine-tuned MiniLM. Test splits are not read.
 
-``contrasts`` is what the library does: every direction that tells classes apart counts alike. ``labels`` is the other
-textbook choice, the log-likelihood of a label drawn from the model's own distribution (the true Fisher matrix), in
-which examples that the model is sure of hardly count. Test splits are not read.
+``contrasts`` is what the library does: every direction of the logits that tells classes apart counts alike, and the
+first 512 examples suffice. ``all_examples`` differentiates all. ``labels`` is the other textbook choice, the
+log-likelihood of a label drawn from the model's own distribution (the true Fisher matrix), in which examples that the
+model is sure of hardly count.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from skillprune.answers import ClassAnswers, Classifier, label_names
 from skillprune.data import Batch
 from skillprune.evaluation import accuracy, predict_split, torch_predictor
 from skillprune.recipe import ModelSpec
-from skillprune.scoring import Provenance, ScoringData, score_neurons, settings_for
+from skillprune.scoring import CRITERIA, Provenance, ScoringData, score_neurons, settings_for
+from skillprune.scoring.criterion import Read
+from skillprune.scoring.skill import Skill
 
 TASKS = ("trec", "sst2")
 KEPT = (0.25, 0.1)
@@ -49,40 +52,53 @@ class LabelClassifier(Classifier):
         return LabelAnswers(self.model(**batch.inputs).logits, batch.labels)
 
 
-DIRECTIONS: Mapping[str, type[Classifier]] = {"contrasts": Classifier, "labels": LabelClassifier}
+class SkillOfAll(Skill):
+    """`skill` with gradients of all examples."""
+
+    name = "skill_of_all"
+    _metric = Read("calibration", "sampled")
+    reads = (Read("calibration"), _metric)
+
+
+CHOICES: Mapping[str, tuple[type[Classifier], str]] = {
+    "contrasts": (Classifier, "skill"),
+    "all_examples": (Classifier, "skill_of_all"),
+    "labels": (LabelClassifier, "skill"),
+}
 
 
 def main() -> None:
-    """Every task, seed, direction and width."""
+    """Every task, seed, choice and width."""
+    CRITERIA[SkillOfAll.name] = SkillOfAll
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     arguments = parser.parse_args()
     seeds = arguments.seeds
     rows = [row for name in arguments.tasks for seed in seeds for row in one_seed(name, seed)]
-    write_result("logit-directions-minilm", seeds=seeds, result={"rows": rows, "summary": summary(rows)})
+    write_result("skill-choices-minilm", seeds=seeds, result={"rows": rows, "summary": summary(rows)})
 
 
 def one_seed(name: str, seed: int) -> list[dict[str, Any]]:
-    """Both directions on one calibration sample."""
+    """All choices on one calibration sample."""
     checkpoint = ModelSpec(name=str(SHARED / "models" / f"minilm-{name}"))
     source = load_source(checkpoint)
     task = resolve_task(spec(name), label_names(source.model))
     splits = load_splits(task, examples=EXAMPLES, seed=seed)
     data = ScoringData(*(batches(split, source.tokenizer) for split in (splits.calibration, splits.validation)))
     rows = []
-    for direction, classifier in DIRECTIONS.items():
+    for choice, (classifier, criterion) in CHOICES.items():
         subject = classifier(source.model)
         settings = settings_for(subject, data, labels=task.labels, seed=seed)
         seen = Provenance("", "", EXAMPLES, "mean", seed)
-        (scores,) = score_neurons(subject, data, criteria=["skill"], provenance=seen, settings=settings)
+        (scores,) = score_neurons(subject, data, criteria=[criterion], provenance=seen, settings=settings)
         for keep in KEPT:
             model = load_source(checkpoint).model
             prune_and_repair_(
                 model, plan_pruning(model, scores, keep_ratio=keep), data.calibration, method="least_squares"
             )
             found = predict_split(torch_predictor(model), data.validation)
-            rows.append({"task": name, "seed": seed, "direction": direction, "keep_ratio": keep})
+            rows.append({"task": name, "seed": seed, "choice": choice, "keep_ratio": keep})
             rows[-1]["validation_accuracy"] = accuracy(found.labels, found.predicted)
             print(rows[-1], flush=True)
     return rows
@@ -90,15 +106,15 @@ def one_seed(name: str, seed: int) -> list[dict[str, Any]]:
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Mean accuracy over the seeds."""
-    arms = dict.fromkeys((row["task"], row["keep_ratio"], row["direction"]) for row in rows)
+    arms = dict.fromkeys((row["task"], row["keep_ratio"], row["choice"]) for row in rows)
     return [
-        {"task": task, "keep_ratio": keep, "direction": direction, "mean": float(np.mean(found))}
-        for task, keep, direction in arms
+        {"task": task, "keep_ratio": keep, "choice": choice, "mean": float(np.mean(found))}
+        for task, keep, choice in arms
         for found in [
             [
                 row["validation_accuracy"]
                 for row in rows
-                if (row["task"], row["keep_ratio"], row["direction"]) == (task, keep, direction)
+                if (row["task"], row["keep_ratio"], row["choice"]) == (task, keep, choice)
             ]
         ]
     ]
