@@ -16,7 +16,7 @@ from naive import alone, effects_alone, lone_examples, loss_alone
 from tiny import TINY, TINY_ALL, TINY_WIDTHS, batches_for, tiny_bart, tiny_batches, tiny_bert
 from torch import Tensor, nn
 
-from skillprune.activations import PLAIN, Observation, Position, Reading, Room, Visitor, pool, stream
+from skillprune.activations import PLAIN, Capacity, Observation, Position, Reading, Visitor, pool, stream
 from skillprune.answers import Classifier, TaskModel, Writer
 from skillprune.data import Batch
 from skillprune.errors import DataError, ResourceFailure
@@ -284,9 +284,9 @@ def test_lack_of_memory_has_several_names(message: str) -> None:
         return batch.indices.tolist()
 
     (batch,) = tiny_batches(batch_size=10)
-    room = Room()
-    assert room.put(batch, work) == [[0, 1], [2], [3, 4], [5, 6], [7], [8, 9]]
-    assert room.most == 2
+    capacity = Capacity()
+    assert capacity.run(batch, work) == [[0, 1], [2], [3, 4], [5, 6], [7], [8, 9]]
+    assert capacity.most == 2
 
 
 def test_other_errors_of_the_model_are_not_taken_for_a_lack_of_memory() -> None:

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from skillprune.activations.capacity import Capacity
 from skillprune.activations.hooks import differentiable, evaluating, frozen, inputs_of, joined
 from skillprune.activations.observation import Observation
 from skillprune.activations.pooling import Reading
-from skillprune.activations.room import Room
 from skillprune.answers import Answers, TaskModel
 from skillprune.data import Batch
 from skillprune.errors import DataError
@@ -67,7 +67,7 @@ def stream(
     wanted = {visitor.quantity for visitor in visitors} - {PLAIN}
     look = _differentiate if wanted else _watch
     run = _Run(subject, ffns, tuple(visitors), {name: quantities[name] for name in sorted(wanted)}, reading)
-    room = Room()
+    capacity = Capacity()
 
     def put(piece: Batch) -> None:
         look(run, piece)
@@ -76,7 +76,7 @@ def stream(
     with evaluating(subject.model):
         for number in track(list(batches), what, progress):
             run.begin(number)
-            room.put(batches[number], put)
+            capacity.run(batches[number], put)
 
 
 @dataclass

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
-from skillprune.activations import Room
+from skillprune.activations import Capacity
 from skillprune.activations.hooks import evaluating, frozen
 from skillprune.answers import Classifier, TaskModel
 from skillprune.data import NO_TARGET, Batch
@@ -100,16 +100,16 @@ def _trained(
     optimizer = Adam(trained, lr=settings.learning_rate, betas=_BETAS, eps=_EPSILON)
     schedule = get_linear_schedule_with_warmup(optimizer, int(_WARM_UP_SHARE * len(order)), len(order))
     losses: list[float] = []
-    best, room = prompt, Room()
+    best, capacity = prompt, Capacity()
     for step, number in enumerate(track(order, "soft prompt", progress), start=1):
-        parts = room.put(train[number], lambda part: _gradients(tuned, part, trained))
+        parts = capacity.run(train[number], lambda part: _gradients(tuned, part, trained))
         for parameter, *gradients in zip(trained, *(gradients for gradients, _ in parts), strict=True):
             parameter.grad = torch.stack(gradients).sum(dim=0) / sum(count for _, count in parts)
         nn.utils.clip_grad_norm_(trained, _LARGEST_GRADIENT)
         optimizer.step()
         schedule.step()
         if step % len(train) == 0:
-            losses.append(_mean_loss(tuned, validation, room))
+            losses.append(_mean_loss(tuned, validation, capacity))
             if losses[-1] == min(losses):
                 best = replace(prompt, vectors=_kept(prompt.vectors), head=_all_kept(prompt.head))
     return replace(best, losses=tuple(losses))
@@ -128,11 +128,11 @@ def _loss(tuned: Prompted, batch: Batch) -> tuple[Tensor, int]:
     return tuned.ask(prepared).losses().sum(), max(1, count)
 
 
-def _mean_loss(tuned: Prompted, batches: Sequence[Batch], room: Room) -> float:
+def _mean_loss(tuned: Prompted, batches: Sequence[Batch], capacity: Capacity) -> float:
     total, count = 0.0, 0
     with torch.no_grad():
         for batch in batches:
-            for loss, more in room.put(batch, lambda part: _loss(tuned, part)):
+            for loss, more in capacity.run(batch, lambda part: _loss(tuned, part)):
                 total, count = total + float(loss), count + more
     if not total < float("inf"):
         raise DataError(

@@ -44,9 +44,7 @@ class ResponseCriterion(Criterion):
         """Writes the batch's rows; of several soft-prompt slots the mean counts."""
         state, rows = self.state(seen.ffn, read.split), seen.batch.indices.cpu()
         if int(rows.max()) >= len(state["seen"]):
-            raise DataError(
-                f"{self.name} needs examples numbered from 0; make batches of these examples alone"
-            )
+            raise DataError(f"{self.name} needs examples numbered from 0; make batches of these examples alone")
         state["responses"][rows] = seen.pooled.mean(dim=1).cpu().to(self.settings.dtype)
         state["labels"][rows] = seen.batch.labels.cpu()
         state["seen"][rows] = True

@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 
 @dataclass
-class Room:
+class Capacity:
     """How many examples have turned out to fit.
 
     Attributes:
@@ -28,7 +28,7 @@ class Room:
 
     most: int | None = None
 
-    def put(self, batch: Batch, work: Callable[[Batch], Result]) -> list[Result]:
+    def run(self, batch: Batch, work: Callable[[Batch], Result]) -> list[Result]:
         """What ``work`` makes of a batch, or of parts of it, in order, as soon as memory runs out.
 
         Raises:
@@ -49,7 +49,7 @@ class Room:
             self.most = len(batch) // 2
             torch.cuda.empty_cache()
             _LOGGER.warning("a batch of %d examples does not fit into memory; going on with %d", len(batch), self.most)
-        return [result for half in batch.halves() for result in self.put(half, work)]
+        return [result for half in batch.halves() for result in self.run(half, work)]
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
