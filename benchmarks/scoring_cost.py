@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -212,8 +211,8 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 }
 
 
-def prepared(examples: int) -> tuple[Subject, ScoringData]:
-    """The dense model, as many calibration examples, and all of validation."""
+def prepared(examples: int, turns: int = 1) -> tuple[Subject, ScoringData]:
+    """The dense model, as many calibration examples, each as often as there are turns, and all of validation."""
     recipe = minilm_recipe()
     source = load_source(recipe.model)
     task = resolve_task(recipe.task, label_names(source.model))
@@ -222,7 +221,7 @@ def prepared(examples: int) -> tuple[Subject, ScoringData]:
     def batches(split: Sequence[Example]) -> tuple[Batch, ...]:
         return make_batches(split, source.tokenizer, max_length=task.max_length, batch_size=32)
 
-    return Classifier(source.model), ScoringData(batches(splits.calibration), batches(splits.validation))
+    return Classifier(source.model), ScoringData(batches(splits.calibration * turns), batches(splits.validation))
 
 
 def settings(subject: Subject, data: ScoringData) -> Settings:
@@ -331,17 +330,17 @@ def together(rows: Sequence[tuple[Batch, int]]) -> Batch:
 
 
 def peak_mib(kind: str, examples: int) -> float:
-    """Most resident memory of this process while it scores; SST-2 seen again and again stands in for more data."""
+    """Most resident memory of this process while it scores; a thousand sentences again and again are many."""
     from skillprune.pipeline.memory import PeakMemory
 
-    subject, data = prepared(examples if kind in ("streamed", "stored") else FEW)
+    subject, data = prepared(examples) if kind in ("streamed", "stored") else prepared(FEW, turns=examples // FEW)
     with PeakMemory() as watch:
         if kind == "streamed":
             streamed_predictivity(subject, data)
         elif kind == "stored":
             stored_predictivity(subject, {split: in_file_order(getattr(data, split), 8) for split in SPLITS})
         else:
-            score_all(subject, ScoringData(repeated(data.calibration, examples), data.validation), MEMORY[kind])
+            score_all(subject, data, MEMORY[kind])
     return watch.peak_mib
 
 
@@ -354,20 +353,6 @@ def score_all(subject: Subject, data: ScoringData, criteria: Sequence[str]) -> N
     for worker in workers:
         for ffn in ffns:
             worker.finish(ffn)
-
-
-def repeated(batches: Sequence[Batch], examples: int) -> list[Batch]:
-    """The batches over and over, every time as examples of their own with tensors of their own."""
-    own = sum(map(len, batches))
-    return [
-        replace(
-            batch.to("cpu"),
-            inputs={name: tensor.clone() for name, tensor in batch.inputs.items()},
-            indices=batch.indices + turn * own,
-        )
-        for turn in range(examples // own)
-        for batch in batches
-    ]
 
 
 def peak_of(kind: str, examples: int) -> float:

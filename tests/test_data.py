@@ -428,7 +428,7 @@ def test_batches_hold_the_tokens_of_every_example_once(texts: list[str], max_len
     batches = make_batches(examples, make_tokenizer(), max_length=max_length, batch_size=batch_size)
     order = [index for batch in batches for index in batch.indices.tolist()]
     lengths = [len(naive_ids(example, max_length)) for example in examples]
-    assert order == sorted(range(len(examples)), key=lambda index: (lengths[index], index))
+    assert order == sorted(range(len(examples)), key=lambda index: (-lengths[index], index))
     assert all(len(batch.indices) <= batch_size for batch in batches)
     for batch in batches:
         assert batch.inputs["input_ids"].shape[1] == max(lengths[index] for index in batch.indices.tolist())
@@ -445,8 +445,8 @@ def test_batches_hold_the_tokens_of_every_example_once(texts: list[str], max_len
 def test_pairs_are_one_input_with_two_segments() -> None:
     examples = [Example(("w1 w2", "w3"), 0), Example(("w4", "w5 w6 w7 w8 w9 w10"), 1)]
     (batch,) = make_batches(examples, make_tokenizer(), max_length=8, batch_size=2)
-    assert batch.inputs["input_ids"].tolist() == [[2, 5, 6, 3, 7, 3, 0, 0], naive_ids(examples[1], 8)]
-    assert batch.inputs["token_type_ids"].tolist() == [[0, 0, 0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1, 1, 1]]
+    assert batch.inputs["input_ids"].tolist() == [naive_ids(examples[1], 8), [2, 5, 6, 3, 7, 3, 0, 0]]
+    assert batch.inputs["token_type_ids"].tolist() == [[0, 0, 0, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1, 0, 0]]
 
 
 def test_batches_have_the_types_models_expect_and_can_move() -> None:
@@ -616,8 +616,8 @@ def test_a_causal_tokenizer_without_padding_pads_with_the_end_of_text(kind: str)
     template = Template("{text}", ("text",)) if kind == "causal-lm" else None
     examples = [Example(("w1 w2",), 0), Example(("w3 w4 w5",), 0)]
     (batch,) = make_batches(examples, tokenizer, max_length=9, batch_size=2, task_type=kind, template=template)
-    assert batch.inputs["input_ids"].tolist() == [[3, 5, 6], [7, 8, 9]]
-    assert batch.inputs["attention_mask"].tolist() == [[0, 1, 1], [1, 1, 1]]
+    assert batch.inputs["input_ids"].tolist() == [[7, 8, 9], [3, 5, 6]]
+    assert batch.inputs["attention_mask"].tolist() == [[1, 1, 1], [0, 1, 1]]
     assert tokenizer.pad_token is None
     assert tokenizer.padding_side == "left"
     tokenizer.eos_token = None
@@ -689,11 +689,11 @@ def test_a_decoder_reads_its_targets_one_place_later() -> None:
         target_tokenizer=make_prompt_tokenizer("left", "$A [SEP]", pad_token="[UNK]"),
         decoder_start=19,
     )
-    assert batch.indices.tolist() == [1, 0]
-    assert batch.inputs["input_ids"].tolist() == [[0, 2, 7, 3], [2, 5, 6, 3]]
+    assert batch.indices.tolist() == [0, 1]
+    assert batch.inputs["input_ids"].tolist() == [[2, 5, 6, 3], [0, 2, 7, 3]]
     assert batch.targets is not None
-    assert batch.targets.tolist() == [[9, 10, 11, 3], [13, 3, NO_TARGET, NO_TARGET]]
-    assert batch.inputs["decoder_input_ids"].tolist() == [[19, 9, 10, 11], [19, 13, 3, 1]]
+    assert batch.targets.tolist() == [[13, 3, NO_TARGET, NO_TARGET], [9, 10, 11, 3]]
+    assert batch.inputs["decoder_input_ids"].tolist() == [[19, 13, 3, 1], [19, 9, 10, 11]]
     assert batch.inputs["decoder_input_ids"].dtype == torch.long
 
 
@@ -796,7 +796,7 @@ def test_a_real_masked_prompt_keeps_its_template(shared: Path) -> None:
         assert words.startswith("[CLS] uberall a surprisingly cafe - like")
         assert words.endswith(", it was [MASK]. [SEP]")
         assert tokenizer.convert_ids_to_tokens(batch.inputs["input_ids"][0].tolist())[batch.answer[0]] == "[MASK]"
-    assert batches[1].mask.shape[1] == 24
+    assert batches[0].mask.shape[1] == 24
     ids = label_word_ids(tokenizer, ["terrible", "great"], task_type="masked-lm", template=template)
     assert tokenizer.convert_ids_to_tokens(list(ids)) == ["terrible", "great"]
 

@@ -126,12 +126,12 @@ def write_lines(path: Path, examples: Sequence[Line]) -> None:
 
 
 def by_hand(kind: str, split: str) -> tuple[Batch, ...]:
-    """Batches of a split: by length, equal ones in order, padded on the right; train is read in random order."""
+    """Batches of a split: longest first, equal ones in order, padded on the right; train is read in random order."""
     examples = lines(split)
     if split == "train":
         examples = [examples[number] for number in np.random.default_rng([0, 0]).permutation(len(examples))]
     rows = [KINDS[kind].encode(line) for line in examples]
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     chunks = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
     return tuple(_batch(kind, examples, rows, chunk) for chunk in chunks)
 

@@ -153,14 +153,14 @@ def test_two_processes_check_a_recipe_and_write_nothing(scored: Scored) -> None:
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_what_fails_in_one_process_is_told_once_and_ends_all(rank: int, tmp_path: Path) -> None:
-    """Batches are dealt in turn, by rising length; the one example with the broken word is in the first or second."""
+    """Batches are dealt in turn, by falling length; the one example with the broken word is in the first or second."""
     recipe = set_up(tmp_path, scoring={"criterion": "wanda", "examples": 40, "batch_size": 1})
     model = make_model()
     with torch.no_grad():
         model.bert.embeddings.word_embeddings.weight[5] = torch.nan
     model.save_pretrained(tmp_path / "model")
-    rows = [(" ".join(["word9"] * (3 + number)), LABELS_OF[number % 2]) for number in range(6)]
-    rows[rank] = (" ".join(["word5"] * (3 + rank)), rows[rank][1])
+    rows = [(" ".join(["word9"] * (9 - number)), LABELS_OF[number % 2]) for number in range(6)]
+    rows[rank] = (" ".join(["word5"] * (9 - rank)), rows[rank][1])
     write_csv(tmp_path / "data" / "train.csv", rows)
     group = torchrun(tmp_path, "score", recipe, "--output", tmp_path / "out")
     main, helper = group.said

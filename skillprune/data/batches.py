@@ -51,7 +51,8 @@ def make_batches(
         decoder_start: Token that the decoder of ``seq2seq`` starts from, which needs it.
 
     Returns:
-        Batches by rising length of the inputs; examples of equal length stay in order.
+        Batches by falling length of the inputs, so that memory is wanted most at the start; examples of equal length
+        stay in order.
 
     Raises:
         RecipeError: ``max_length`` is more than the model allows, or leaves no room for text or target.
@@ -70,7 +71,7 @@ def make_batches(
     writer = target_tokenizer or tokenizer
     targets = encode_targets(examples, writer, max_length) if task_type == "seq2seq" else []
     lengths = [len(tokens) for tokens in encoded["input_ids"]]
-    order = sorted(range(len(examples)), key=lengths.__getitem__)
+    order = sorted(range(len(examples)), key=lengths.__getitem__, reverse=True)
     batches = []
     for start in range(0, len(order), batch_size):
         chunk = order[start : start + batch_size]
