@@ -5,6 +5,7 @@ The one place of scoring whose size grows with the number of examples; it grows 
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import weakref
@@ -17,8 +18,6 @@ from skillprune.activations import Observation
 from skillprune.errors import DataError
 from skillprune.families import FFN
 from skillprune.scoring.criterion import Criterion, Read, Settings, Split, State
-
-_BLOCK = 2**20
 
 CHUNK = 1024
 """Examples whose responses are in memory at a time, to be sent or standardised."""
@@ -80,10 +79,9 @@ class ResponseCriterion(Criterion):
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         size = rows * columns * self.settings.dtype.itemsize
         with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:
-            # Written, not only made long: a disk that is too full is an error here and would be a crash later.
-            for start in range(0, size, _BLOCK):
-                file.write(bytes(min(_BLOCK, size - start)))
-            file.flush()
+            # A file with holes would crash the process when the disk is full; so say it now, where the system can.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, max(1, size))
             values = torch.from_file(file.name, shared=True, size=rows * columns, dtype=self.settings.dtype)
         return values.view(rows, columns)
 
