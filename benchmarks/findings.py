@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from provenance import HERE, write_result
+from provenance import HERE, update_result
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from skillprune import load_source, load_splits, make_batches, resolve_task
@@ -31,13 +31,18 @@ EXAMPLES = 2048
 
 
 def main() -> None:
-    """Both parts, for every seed."""
+    """Both parts; each adds to the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", choices=["predictivity", "agreement"])
     arguments = parser.parse_args()
-    best = {task: [best_neurons(task, seed) for seed in arguments.seeds] for task in BODY_TASKS}
-    agree = {task: agreement(task, arguments.seeds[0]) for task in FINE_TUNED}
-    write_result("findings-minilm", seeds=arguments.seeds, result={"predictivity": best, "agreement": agree})
+    seeds = arguments.seeds
+    if arguments.only != "agreement":
+        best = {task: [best_neurons(task, seed) for seed in seeds] for task in BODY_TASKS}
+        update_result("findings-minilm", "predictivity", seeds=seeds, result=best)
+    if arguments.only != "predictivity":
+        agree = {task: agreement(task, seeds[0]) for task in FINE_TUNED}
+        update_result("findings-minilm", "agreement", seeds=seeds[:1], result=agree)
 
 
 def best_neurons(name: str, seed: int) -> dict[str, Any]:
