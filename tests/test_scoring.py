@@ -158,9 +158,7 @@ def test_criteria_share_passes_and_come_back_in_the_order_asked_for(
     assert passes_of(tiny_bert(), monkeypatch, *criteria) == (forwards, backwards)
 
 
-def test_every_example_is_run_once_and_only_the_first_512_are_differentiated_for_skill(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_every_example_is_run_once_and_only_the_first_512_are_differentiated_for_skill() -> None:
     model = tiny_bert(layers=1)
     sizes: list[tuple[int, bool]] = []
     model.register_forward_hook(lambda _, __, output: sizes.append((len(output.logits), output.logits.requires_grad)))

@@ -18,7 +18,7 @@ from skillprune.scoring.class_tests import refuse_rare_classes
 from skillprune.scoring.criterion import LayerScores, Read, Settings, Split, vector
 from skillprune.scoring.responses import CHUNK, ResponseCriterion
 
-logger = logging.getLogger(__name__)
+_LOGGER = logging.getLogger(__name__)
 
 PENALTIES = (0.1, 0.01)
 """Weights of the elastic net beside the mean cross-entropy; the first of those that tell validation best is kept."""
@@ -39,9 +39,9 @@ class LinearProbe(ResponseCriterion):
     at the smallest share of some class's weight mass that reaches it, in steps of a hundredth, and within a step by
     its largest share.
     Sources: Dalvi et al., "What Is One Grain of Sand in the Desert?" (AAAI 2019) and Durrani et al. (EMNLP 2020, arXiv
-    2010.02695). Two things differ. They train ten epochs of Adam on very many tokens, which on a thousand sentences
-    leaves the weights where the first steps put them; here SAGA (Defazio et al., NeurIPS 2014) goes on until weights
-    hardly move. And their L2 term is the plain norm with a weight of its own, here it is the usual elastic net.
+    2010.02695). Two things differ. They stop Adam after ten epochs over very many tokens; here SAGA (Defazio et al.,
+    NeurIPS 2014) goes on until weights hardly move. And their L2 term is the plain norm with a weight of its own, here
+    it is the usual elastic net.
 
     The detail ``weights``, ``(classes, neurons)``, holds the probe's weights. Correlated neurons share weight, so a low
     place does not mean that a neuron does not know.
@@ -104,7 +104,7 @@ def _train(rows: Floats, labels: NDArray[np.int64], penalty: float, seed: int) -
         warnings.simplefilter("ignore", ConvergenceWarning)
         probe.fit(rows, labels)
     if max(probe.n_iter_) == ITERATIONS:
-        logger.warning("linear_probe: with penalty %g the weights still move after %d passes", penalty, ITERATIONS)
+        _LOGGER.warning("linear_probe: with penalty %g the weights still move after %d passes", penalty, ITERATIONS)
     return probe
 
 
