@@ -3,7 +3,7 @@
 share = (t_dense - t_pruned) / (t_dense - t_without_ffn) / (share of FFN multiply-accumulates removed)
 
 where t_without_ffn is the same graph with every FFN replaced by the bias of its down projection. All files are timed in
-the same interleaved rounds; the interval is a bootstrap over rounds.
+the same interleaved rounds; the interval is a bootstrap over openings and their rounds.
 """
 
 from __future__ import annotations
@@ -64,7 +64,11 @@ def main() -> None:
         latency = measure_latency(
             [dense, limit, *subjects], SHAPES, feeds, threads=2, provider="cpu", rounds=arguments.rounds, seed=0
         )
-    rounds = {(m.subject, m.batch, m.sequence): np.array(m.round_ms) for m in latency.measurements}
+    openings = {(c.batch, c.sequence): c.openings for c in latency.controls}
+    rounds = {
+        (m.subject, m.batch, m.sequence): np.array(m.round_ms).reshape(openings[m.batch, m.sequence], -1)
+        for m in latency.measurements
+    }
     rows = [
         share(rounds, name, shape, part, np.random.default_rng(0)) for name, part in removed.items() for shape in SHAPES
     ]
@@ -104,17 +108,17 @@ def share(
     removed: float,
     rng: np.random.Generator,
 ) -> dict[str, Any]:
-    """The realised share with its 95 % interval; medians over the same resampled rounds."""
+    """The realised share with its 95 % interval; medians over the same resampled openings and rounds."""
     dense, limit, pruned = (rounds[(each, *shape)] for each in ("dense", "without FFN", name))
-    draws = rng.integers(0, len(dense), size=(4000, len(dense)))
+    openings, each = dense.shape
+    drawn = rng.integers(0, openings, size=(4000, openings, 1)), rng.integers(0, each, size=(4000, openings, each))
 
-    def of(picked: Any) -> Any:
-        d, w, p = (np.median(times[picked], axis=-1) for times in (dense, limit, pruned))
+    def of(*picked: Any) -> Any:
+        d, w, p = (np.median(times[picked], axis=(-2, -1)) for times in (dense, limit, pruned))
         return (d - p) / (d - w) / removed
 
-    low, high = np.quantile(of(draws), [0.025, 0.975])
-    everything = np.arange(len(dense))
-    found = {"removed_ffn_macs": removed, "share": float(of(everything)), "low": float(low), "high": float(high)}
+    low, high = np.quantile(of(*drawn), [0.025, 0.975])
+    found = {"removed_ffn_macs": removed, "share": float(of(...)), "low": float(low), "high": float(high)}
     times = {"dense_ms": dense, "pruned_ms": pruned, "without_ffn_ms": limit}
     medians = {key: round(float(np.median(value)), 3) for key, value in times.items()}
     speed = {"speedup": float(np.median(dense / pruned)), "speedup_limit": float(np.median(dense / limit))}

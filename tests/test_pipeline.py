@@ -249,7 +249,8 @@ def test_every_shape_is_timed_for_dense_and_pruned_and_has_a_control(report: dic
         rounds = {
             row["rounds"] for row in rows if (row["batch"], row["sequence"]) == (control["batch"], control["sequence"])
         }
-        assert rounds == {control["rounds"]} == {10 * 2 ** control["retries"]}
+        assert rounds == {control["rounds"]} == {12 * 2 ** control["retries"]}  # ten, evenly over six openings
+        assert control["openings"] == 6 * 2 ** control["retries"]
 
 
 def test_split_sizes_labels_and_scoring_are_those_of_the_recipe(report: dict[str, Any]) -> None:

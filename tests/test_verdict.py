@@ -47,7 +47,7 @@ def latency(*lows: float, control: Ratio = QUIET) -> Latency:
         for shape, low in pairs
         for each in (("dense", shape, Ratio(1.0, 1.0, 1.0)), ("pruned", shape, Ratio(low + 0.5, low, low + 1.0)))
     ]
-    controls = (Control(*SHAPES[0], QUIET, 10, 0), Control(*SHAPES[1], control, 40, 2))
+    controls = (Control(*SHAPES[0], QUIET, 6, 12, 0), Control(*SHAPES[1], control, 24, 48, 2))
     return Latency(tuple(rows), controls)
 
 

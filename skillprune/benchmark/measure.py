@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from skillprune.benchmark.sessions import bind, open_session, provider_of
 from skillprune.benchmark.statistics import paired_speedup
-from skillprune.benchmark.timing import Controlled, Run, Samples, Timer, measure_controlled
+from skillprune.benchmark.timing import Controlled, Opener, Run, Samples, Timer, measure_controlled
 from skillprune.benchmark.values import Control, Latency, Measurement, Ratio, Subject
 from skillprune.progress import Progress, silent
 
@@ -33,10 +33,11 @@ def measure_latency(
     """Times every subject at every shape and compares each with the first one, the reference.
 
     At each shape all subjects, and the reference a second time as identical-pair (A/A) control, are open in one
-    process. They are warmed up and then timed in ``rounds`` rounds, each of which times every session once in a new
-    random order. A shape whose control's interval (95 %, corrected for the number of shapes) excludes 1 is measured
-    again with twice the rounds, up to three tries; the last one is kept and says in its control whether it is ok.
-    Speed-ups are medians of per-round log ratios with a 95 % block bootstrap interval (`paired_speedup`).
+    process, and opened anew several times. They are warmed up and then timed in rounds, each of which times every
+    session once in a new random order. A shape whose control's interval (95 %, corrected for the number of shapes)
+    excludes 1 is measured again with twice the openings and rounds, up to three tries; the last one is kept and says in
+    its control whether it is ok. Speed-ups are medians of per-round log ratios with a 95 % bootstrap interval over
+    openings and rounds (`paired_speedup`).
 
     Args:
         subjects: the files; the first is the reference; names and variants together must be unique.
@@ -44,7 +45,7 @@ def measure_latency(
         feeds: gives the inputs, name to array, for a batch and a sequence length.
         threads: threads that compute inside one operator.
         provider: ``cpu`` or ``cuda``.
-        rounds: rounds of the first try of every shape.
+        rounds: rounds of the first try of every shape, at least; they are split evenly over the openings.
         seed: of orders and bootstrap; not negative.
         progress: called after every round.
         timer: nanoseconds since any fixed moment.
@@ -64,8 +65,10 @@ def measure_latency(
     for batch, sequence in distinct:
         controlled, providers = bench.measure(batch, sequence)
         measurements += bench.measurements(batch, sequence, controlled.samples, providers)
-        ratio, tried = controlled.ratio, len(controlled.samples.ms)
-        controls.append(Control(batch, sequence, ratio, rounds=tried, retries=controlled.retries))
+        openings, rounds_each, _ = controlled.samples.ms.shape
+        controls.append(
+            Control(batch, sequence, controlled.ratio, openings, openings * rounds_each, controlled.retries)
+        )
     return Latency(tuple(measurements), tuple(controls))
 
 
@@ -86,19 +89,19 @@ class _Bench:
     def measure(self, batch: int, sequence: int) -> tuple[Controlled, list[str]]:
         """Samples of all subjects, then of the control; and the provider that ran each of them."""
         inputs = self.feeds(batch, sequence)
-        providers: list[str] = []
+        paths = [each.path for each in (*self.subjects, self.subjects[0])]
+        providers = [""] * len(paths)
 
-        def open_runs() -> list[Run]:
-            paths = [each.path for each in (*self.subjects, self.subjects[0])]
-            sessions = [open_session(path, threads=self.threads, provider=self.provider) for path in paths]
-            providers[:] = map(provider_of, sessions)
-            return [
-                bind(session, inputs, f"{path} at {batch} x {sequence}")
-                for session, path in zip(sessions, paths, strict=True)
-            ]
+        def opener(column: int) -> Opener:
+            def open_run() -> Run:
+                session = open_session(paths[column], threads=self.threads, provider=self.provider)
+                providers[column] = provider_of(session)
+                return bind(session, inputs, f"{paths[column]} at {batch} x {sequence}")
+
+            return open_run
 
         controlled = measure_controlled(
-            open_runs,
+            [opener(column) for column in range(len(paths))],
             rounds=self.rounds,
             comparisons=self.shapes,
             seed=(self.seed, batch, sequence),
@@ -122,7 +125,7 @@ class _Bench:
                 batch=batch,
                 sequence=sequence,
                 threads=self.threads,
-                round_ms=tuple(samples.ms[:, column].tolist()),
+                round_ms=tuple(samples.ms[..., column].ravel().tolist()),
                 speedup=self._speedup(batch, sequence, samples, column),
                 repeats=samples.repeats,
             )
@@ -130,4 +133,6 @@ class _Bench:
     def _speedup(self, batch: int, sequence: int, samples: Samples, column: int) -> Ratio:
         # The same seed for every subject, so that all are judged on the same resamples.
         seed = (self.seed, batch, sequence)
-        return paired_speedup(samples.ms[:, 0], samples.ms[:, column], seed=seed) if column else Ratio(1.0, 1.0, 1.0)
+        return (
+            paired_speedup(samples.ms[..., 0], samples.ms[..., column], seed=seed) if column else Ratio(1.0, 1.0, 1.0)
+        )

@@ -24,59 +24,66 @@ def paired_speedup(
 ) -> Ratio:
     """How many times faster the subject is than the reference, from rounds that timed both.
 
-    The estimate is the exponential of the median over rounds of ``log(reference / subject)``: pairing cancels what
+    The estimate is the exponential of the median over all rounds of ``log(reference / subject)``: pairing cancels what
     slowed a whole round, the median ignores rounds in which only one of the two was disturbed. The interval is a
-    percentile bootstrap over rounds in circular moving blocks of `block_length` rounds, because a machine's bad moments
-    last longer than one round (Politis and Romano, 1992, "A circular block-resampling procedure"). The same seed
-    resamples the same rounds, so swapping the pair inverts value and interval.
+    percentile bootstrap at two levels: openings are drawn with replacement, because what an opening fixes (where memory
+    lies) stays through all its rounds; within each, rounds are drawn in circular moving blocks of `block_length`
+    rounds, because a machine's bad moments last longer than one round (Politis and Romano, 1992, "A circular
+    block-resampling procedure"). The same seed resamples the same rounds, so swapping the pair inverts value and
+    interval.
 
-    With few rounds the interval is somewhat optimistic: on simulated noise a 95 % interval over 60 rounds covers the
-    truth in 92 to 93 % of cases when neighbouring log ratios correlate by up to 0.3, in 88 % when by 0.5; over 120
-    rounds in 94 to 95 % and 91 %.
+    With few openings and rounds the interval is somewhat optimistic; benchmarks/interval_coverage.py measures by how
+    much.
 
     Args:
-        reference_ms: times of the reference, ``(rounds,)``, positive.
-        subject_ms: times of the subject in the same rounds, ``(rounds,)``, positive, same unit.
+        reference_ms: times of the reference, ``(rounds,)`` or ``(openings, rounds)``, positive.
+        subject_ms: times of the subject in the same rounds, same shape and unit, positive.
         seed: of the bootstrap.
         confidence: share of the bootstrap distribution inside the interval, in (0, 1).
 
     Raises:
-        ValueError: the two do not have the same number of rounds, there are none, or a time is not positive.
+        ValueError: the two do not have the same shape, there are no rounds, or a time is not positive.
     """
     reference, subject = np.asarray(reference_ms, dtype=np.float64), np.asarray(subject_ms, dtype=np.float64)
-    if reference.ndim != 1 or reference.shape != subject.shape or not reference.size:
-        raise ValueError(f"paired rounds need two equal, non-empty rows, got {reference.shape} and {subject.shape}")
+    if reference.ndim not in (1, 2) or reference.shape != subject.shape or not reference.size:
+        raise ValueError(f"paired rounds need two equal, non-empty tables, got {reference.shape} and {subject.shape}")
     if not (np.all(reference > 0) and np.all(subject > 0)):
         raise ValueError("a round time must be a positive number of milliseconds")
-    logs = np.log(reference) - np.log(subject)
-    medians = bootstrap_medians(logs, block=block_length(logs.size), draws=DRAWS, seed=seed)
+    logs = np.atleast_2d(np.log(reference) - np.log(subject))
+    medians = bootstrap_medians(logs, block=block_length(logs.shape[1]), draws=DRAWS, seed=seed)
     tail = (1.0 - confidence) / 2.0
     value, low, high = np.exp([np.median(logs), *np.quantile(medians, [tail, 1.0 - tail])])
     return Ratio(float(value), float(low), float(high))
 
 
 def block_length(rounds: int) -> int:
-    """Rounds per bootstrap block: the cube root of their number rounded up (4 for 60 rounds), the usual growth rate."""
+    """Rounds per bootstrap block: the cube root of their number rounded up (3 for 10 rounds), the usual growth rate."""
     return int(np.ceil(np.round(np.cbrt(rounds), 9)))
 
 
 def bootstrap_medians(
     values: NDArray[np.float64], *, block: int, draws: int, seed: int | Sequence[int]
 ) -> NDArray[np.float64]:
-    """Medians of ``draws`` resamples of ``values`` ``(rounds,)``, each glued from circular blocks; ``(draws,)``.
+    """Medians of ``draws`` resamples of ``values`` ``(openings, rounds)``; ``(draws,)``.
 
-    Blocks start anywhere and wrap around the end, so that every round is drawn equally often; the last one is cut so
-    that a resample has as many entries as ``values``.
+    A resample has as many openings as ``values``, drawn with replacement, and as many rounds of each, glued from
+    circular blocks. Blocks start anywhere and wrap around the end of their opening, so that every round is drawn
+    equally often; the last one is cut.
     """
     rng = np.random.default_rng(seed)
-    rounds = values.size
-    blocks = -(-rounds // block)
-    starts = rng.integers(0, rounds, size=(draws, blocks))
-    chunks = -(-draws * blocks * block // TABLE_ENTRIES)
-    return np.concatenate([_medians(values, each, block) for each in np.array_split(starts, chunks)])
+    openings, rounds = values.shape
+    drawn = rng.integers(0, openings, size=(draws, openings))
+    starts = rng.integers(0, rounds, size=(draws, openings, -(-rounds // block)))
+    chunks = -(-draws * openings * (rounds + block) // TABLE_ENTRIES)
+    parts = zip(np.array_split(drawn, chunks), np.array_split(starts, chunks), strict=True)
+    return np.concatenate([_medians(values, *part, block) for part in parts])
 
 
-def _medians(values: NDArray[np.float64], starts: NDArray[np.int64], block: int) -> NDArray[np.float64]:
-    rows = (starts[:, :, None] + np.arange(block)) % values.size
-    resamples = values[rows.reshape(len(starts), -1)[:, : values.size]]
+def _medians(
+    values: NDArray[np.float64], drawn: NDArray[np.int64], starts: NDArray[np.int64], block: int
+) -> NDArray[np.float64]:
+    rounds = values.shape[1]
+    rows = (starts[..., None] + np.arange(block)) % rounds
+    rows = rows.reshape(*starts.shape[:2], -1)[..., :rounds]
+    resamples = values[drawn[..., None], rows].reshape(len(drawn), -1)
     return np.asarray(np.median(resamples, axis=1), dtype=np.float64)

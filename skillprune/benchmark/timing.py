@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from skillprune.benchmark.statistics import CONFIDENCE, paired_speedup
 from skillprune.benchmark.values import Ratio
-from skillprune.progress import Progress, track
+from skillprune.progress import Progress
 
 Run = Callable[[], object]
+Opener = Callable[[], Run]
 Timer = Callable[[], int]  # nanoseconds since any fixed moment, like time.perf_counter_ns
 
 NANOSECONDS_PER_MS = 1_000_000
@@ -25,6 +26,9 @@ MOST_WARM_UP_RUNS = 100
 MOST_WARM_UP_NS = 10_000 * NANOSECONDS_PER_MS
 # Below this a sample is mostly timer, interpreter and the waking of sleeping threads.
 SHORTEST_SAMPLE_NS = 2 * NANOSECONDS_PER_MS
+# Where a session's memory lies can cost it a few percent for as long as it lives; fewer openings than this say too
+# little about how much (results/interval-coverage.json in benchmarks/).
+OPENINGS = 6
 TRIES = 3
 
 
@@ -33,7 +37,7 @@ class Samples:
     """Round times of several callables.
 
     Attributes:
-        ms: milliseconds per run, ``(rounds, runs)``.
+        ms: milliseconds per run, ``(openings, rounds, callables)``.
         repeats: consecutive runs that each number is the mean of.
     """
 
@@ -57,7 +61,7 @@ class Controlled:
 
 
 def measure_controlled(
-    open_runs: Callable[[], Sequence[Run]],
+    openers: Sequence[Opener],
     *,
     rounds: int,
     comparisons: int,
@@ -66,16 +70,15 @@ def measure_controlled(
     what: str,
     progress: Progress,
 ) -> Controlled:
-    """Times what ``open_runs`` gives, and again with twice the rounds while the identical pair seems to differ.
+    """Times what ``openers`` open, and again with twice the openings while the identical pair seems to differ.
 
-    Every try opens its runs anew, so that an unlucky placement in memory is not measured twice. The last of at most
-    `TRIES` tries is kept, whatever it says.
+    The last of at most `TRIES` tries is kept, whatever it says.
 
     Args:
-        open_runs: opens the callables to compare; the last one must run the same thing as the first.
-        rounds: rounds of the first try.
+        openers: each opens one callable; the last one must open the same thing as the first.
+        rounds: rounds of the first try, at least, spread over `OPENINGS` openings.
         comparisons: identical pairs judged together; each interval's error is divided by it (Bonferroni).
-        seed: of order and bootstrap.
+        seed: of orders and bootstrap.
         timer: nanoseconds since any fixed moment.
         what: shown in progress.
         progress: called after every round.
@@ -83,33 +86,67 @@ def measure_controlled(
     confidence = 1.0 - (1.0 - CONFIDENCE) / comparisons
     retries = 0
     while True:
-        samples = time_runs(
-            open_runs(), rounds * 2**retries, seed=[*seed, retries], timer=timer, what=what, progress=progress
+        samples = time_openings(
+            openers,
+            (OPENINGS * 2**retries, math.ceil(rounds / OPENINGS)),
+            seed=[*seed, retries],
+            timer=timer,
+            what=what,
+            progress=progress,
         )
-        ratio = paired_speedup(samples.ms[:, 0], samples.ms[:, -1], seed=seed, confidence=confidence)
+        ratio = paired_speedup(samples.ms[..., 0], samples.ms[..., -1], seed=seed, confidence=confidence)
         if ratio.low <= 1.0 <= ratio.high or retries == TRIES - 1:
             return Controlled(samples, ratio, retries)
         retries += 1
 
 
-def time_runs(
-    runs: Sequence[Run], rounds: int, *, seed: Sequence[int], timer: Timer, what: str, progress: Progress
+def time_openings(
+    openers: Sequence[Opener],
+    size: tuple[int, int],
+    *,
+    seed: Sequence[int],
+    timer: Timer,
+    what: str,
+    progress: Progress,
 ) -> Samples:
-    """Warms every callable up, then times each once per round, in a new random order every round.
+    """Opens everything anew again and again, and times all of it in a few rounds each time.
 
-    A sample is the mean of as many consecutive runs as the fastest callable needs to fill `SHORTEST_SAMPLE_NS`. All
-    callables get the same number: the first run after another model finds cold caches, and it must weigh equally.
-    The cyclic garbage collector is off during the rounds.
+    At each opening the callables are opened in a new random order and warmed up; then every round runs each of them
+    once, in a new random order. A sample is the mean of as many consecutive runs as the fastest callable needs to fill
+    `SHORTEST_SAMPLE_NS`. All callables get the same number: the first run after another model finds cold caches, and it
+    must weigh equally. Repetition is at both levels, because what an opening fixes no number of rounds averages out
+    (Kalibera and Jones, 2013, "Rigorous benchmarking in reasonable time").
+
+    Args:
+        openers: each opens one callable.
+        size: openings, and rounds of each.
+        seed: of all orders.
+        timer: nanoseconds since any fixed moment.
+        what: shown in progress.
+        progress: called after every round.
     """
-    fastest_ns = min(warm_up(run, timer) for run in runs)
-    repeats = max(1, math.ceil(SHORTEST_SAMPLE_NS / max(fastest_ns, 1.0)))
-    order = schedule(len(runs), rounds, seed=seed)
+    openings, rounds = size
+    opening_order = schedule(len(openers), openings, seed=[*seed, 0])
+    order = schedule(len(openers), openings * rounds, seed=[*seed, 1]).reshape(openings, rounds, -1)
     ms = np.empty(order.shape)
-    with _no_garbage_collection():
-        for row in track(range(rounds), what, progress):
-            for column in order[row]:
-                ms[row, column] = _sample_ns(runs[column], repeats, timer) / (repeats * NANOSECONDS_PER_MS)
+    repeats = 0
+    progress(what, 0, openings * rounds)
+    for opening in range(openings):
+        runs = _opened(openers, opening_order[opening])
+        fastest_ns = min(warm_up(run, timer) for run in runs)
+        repeats = repeats or max(1, math.ceil(SHORTEST_SAMPLE_NS / max(fastest_ns, 1.0)))
+        with _no_garbage_collection():
+            for row in range(rounds):
+                ms[opening, row] = _round_ms(runs, order[opening, row], repeats, timer)
+                progress(what, opening * rounds + row + 1, openings * rounds)
+        del runs  # closed before the next ones are opened
     return Samples(ms, repeats)
+
+
+def _opened(openers: Sequence[Opener], order: NDArray[np.int64]) -> list[Run]:
+    """What the openers open, one after the other in ``order``, listed in the order of the openers."""
+    opened = {column: openers[column]() for column in order.tolist()}
+    return [opened[column] for column in range(len(openers))]
 
 
 def schedule(runs: int, rounds: int, *, seed: Sequence[int]) -> NDArray[np.int64]:
@@ -133,6 +170,12 @@ def warm_up(run: Run, timer: Timer) -> float:
             if now >= (1.0 - FALL) * before:
                 break
     return float(np.median(times[-WINDOW:]))
+
+
+def _round_ms(runs: Sequence[Run], order: NDArray[np.int64], repeats: int, timer: Timer) -> list[float]:
+    """Milliseconds per run of each callable, timed one after the other in ``order``."""
+    took_ns = {column: _sample_ns(runs[column], repeats, timer) for column in order.tolist()}
+    return [took_ns[column] / (repeats * NANOSECONDS_PER_MS) for column in range(len(runs))]
 
 
 def _sample_ns(run: Run, repeats: int, timer: Timer) -> int:

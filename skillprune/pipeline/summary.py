@@ -174,6 +174,7 @@ def _control(control: Control) -> paper.ControlRow:
         low=control.ratio.low,
         high=control.ratio.high,
         ok=control.ok,
+        openings=control.openings,
         rounds=control.rounds,
         retries=control.retries,
     )

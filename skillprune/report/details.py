@@ -132,8 +132,8 @@ def controls(report: Report) -> str:
     if not rows:
         return "No control was run."
     text = (
-        "The dense file timed against its own copy. Where the interval excludes 1.00x the shape is measured again; "
-        "where it stays further away than two sessions of one file may differ, do not believe the speed-up."
+        "The dense file timed against its own copy. Where the interval excludes 1.00x the shape is measured again, "
+        "with twice the rounds; where it still does, do not believe the speed-up."
     )
     return f"{text}\n\n{wording.table(['batch x tokens', 'ratio', 'interval', 'retries', 'believable'], rows)}"
 

@@ -190,11 +190,13 @@ class ControlRow(Section):
     ratio: Positive = Field(description="Time of one copy over time of the other.")
     low: Positive = Field(description="Lower end of the ratio's interval, corrected for the number of shapes.")
     high: Positive = Field(description="Upper end of the ratio's interval, corrected for the number of shapes.")
-    rounds: Size | None = Field(default=None, description="Measured rounds. Additional, optional.")
-    ok: bool = Field(
-        default=True,
-        description="Whether the interval comes close enough to 1.0 to believe this shape. Additional, optional.",
+    openings: Size | None = Field(
+        default=None, description="Times that all sessions were opened anew. Additional, optional."
     )
+    rounds: Size | None = Field(
+        default=None, description="Measured rounds, all openings together. Additional, optional."
+    )
+    ok: bool = Field(default=True, description="Whether the interval contains 1.0. Additional, optional.")
     retries: Count = Field(default=0, description="Times it was measured again with more rounds. Additional, optional.")
 
 

@@ -43,16 +43,35 @@ def test_the_estimate_is_the_median_of_paired_quotients() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rounds", "block", "draws"), [(7, 3, 40), (12, 4, 40), (5, 1, 40), (5, 5, 40), (501, 8, 2100)]
+    ("openings", "rounds", "block", "draws"),
+    [(1, 7, 3, 40), (1, 12, 4, 40), (3, 5, 1, 40), (4, 5, 5, 40), (6, 10, 3, 40), (2, 501, 8, 1100)],
 )
-def test_resampling_equals_a_naive_loop(rounds: int, block: int, draws: int) -> None:
-    values = np.random.default_rng(1).normal(size=rounds)
-    starts = np.random.default_rng(7).integers(0, rounds, size=(draws, math.ceil(rounds / block)))
+def test_resampling_equals_a_naive_loop(openings: int, rounds: int, block: int, draws: int) -> None:
+    values = np.random.default_rng(1).normal(size=(openings, rounds))
+    rng = np.random.default_rng(7)
+    drawn = rng.integers(0, openings, size=(draws, openings))
+    starts = rng.integers(0, rounds, size=(draws, openings, math.ceil(rounds / block)))
     naive = []
-    for row in starts.tolist():
-        drawn = [values[(start + step) % rounds] for start in row for step in range(block)]
-        naive.append(statistics.median(drawn[:rounds]))
+    for draw in range(draws):
+        resample: list[float] = []
+        for place, opening in enumerate(drawn[draw]):
+            glued = [values[opening, (start + step) % rounds] for start in starts[draw, place] for step in range(block)]
+            resample += glued[:rounds]
+        naive.append(statistics.median(resample))
     np.testing.assert_allclose(bootstrap_medians(values, block=block, draws=draws, seed=7), naive, rtol=1e-12)
+
+
+def test_the_interval_covers_the_truth_where_openings_differ_and_one_long_opening_would_not() -> None:
+    rng = np.random.default_rng(5)
+    covered = {"openings": 0, "one": 0}
+    for number in range(200):
+        logs = 0.02 * rng.normal(size=(6, 1)) + 0.02 * rng.normal(size=(6, 10))
+        times = {"openings": np.exp(logs), "one": np.exp(0.02 * rng.normal() + 0.02 * rng.normal(size=60))}
+        for name, reference in times.items():
+            found = paired_speedup(reference, np.ones_like(reference), seed=number)
+            covered[name] += found.low <= 1.0 <= found.high
+    assert covered["openings"] >= 0.87 * 200
+    assert covered["one"] < 0.5 * 200
 
 
 @given(st.integers(1, 5000))
@@ -106,14 +125,23 @@ def test_blocks_make_the_interval_honest_where_single_rounds_do_not() -> None:
     for number in range(100):
         values = noise(60, 0.6, rng)
         for block in misses:
-            low, high = np.quantile(bootstrap_medians(values, block=block, draws=400, seed=number), [0.025, 0.975])
+            low, high = np.quantile(
+                bootstrap_medians(values[None], block=block, draws=400, seed=number), [0.025, 0.975]
+            )
             misses[block] += not low <= 0.0 <= high
     assert misses[block_length(60)] < 0.75 * misses[1]
 
 
 @pytest.mark.parametrize(
     ("reference", "subject"),
-    [([], []), ([1.0, 2.0], [1.0]), ([[1.0]], [[1.0]]), ([1.0, 0.0], [1.0, 1.0]), ([1.0], [-1.0]), ([1.0], [math.nan])],
+    [
+        ([], []),
+        ([1.0, 2.0], [1.0]),
+        ([[[1.0]]], [[[1.0]]]),
+        ([1.0, 0.0], [1.0, 1.0]),
+        ([1.0], [-1.0]),
+        ([1.0], [math.nan]),
+    ],
 )
 def test_times_that_make_no_pairs_are_refused(reference: list[float], subject: list[float]) -> None:
     with pytest.raises(ValueError, match="round"):
