@@ -2,8 +2,11 @@
 
 ``heads``: MiniLM's pretrained body with a new head, frozen but for prompt and head, on SST-2 and TREC; beside it the
 same head without a prompt, and the checkpoints that were fine-tuned as a whole. ``masked-lm``: a small masked language
-model that this script pretrains on the text of generated review sentences, without their labels, and then asks for the
-sentiment with label words. Test accuracy is read once per trial, after the validation loss chose the epoch.
+model that this script pretrains on generated review sentences and then asks for the sentiment with label words. As in
+reviews people write, half of its texts go on with a second, short sentence, "it was" and an adjective, which agrees
+with the first in nine of ten; only so can such a model know what may stand at the mask of the template. That adjective
+is always among the words to fill in, as salient words are in other pretraining (Guu et al., 2020, REALM). Test accuracy
+is read once per trial, after the validation loss chose the epoch.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from skillprune.activations import Reading
 from skillprune.answers import ClassAnswers, Classifier, TaskModel, Verbalizer
 from skillprune.data import Batch, label_word_ids
 from skillprune.demo import reviews
+from skillprune.demo.words import ADJECTIVES
 from skillprune.prompts import PromptSettings, tune_prompt
 from skillprune.recipe import TaskSpec
 from skillprune.scoring import NeuronScores, Provenance, ScoringData, combine_trials, score_neurons, settings_for
@@ -43,6 +47,7 @@ HEAD_EPOCHS = 80  # more than the prompts get: the body runs only once for all o
 WORDS = {"negative": "bad", "positive": "good"}
 TEMPLATE = "{text} it was {mask} ."
 PRETRAINING_STEPS, PRETRAINING_BATCH, MASKED_SHARE = 3000, 64, 0.2
+GOES_ON, AGREES = 0.5, 0.9
 
 
 def main() -> None:
@@ -89,8 +94,8 @@ def with_head(name: str, seeds: Sequence[int]) -> dict[str, Any]:
 
 def masked_lm(seeds: Sequence[int]) -> dict[str, Any]:
     """Trials with label words on a masked language model made here."""
-    texts = [row["text"] for row in reviews("train")]
-    tokenizer = word_tokenizer([*texts, TEMPLATE.format(text="", mask="")])
+    texts = reviews_that_go_on()
+    tokenizer = word_tokenizer(texts)
     model, loss = pretrained(texts, tokenizer)
     task = resolve_task(
         TaskSpec(type="masked-lm", data="builtin:reviews", template=TEMPLATE, label_words=WORDS, max_length=48), ()
@@ -120,6 +125,17 @@ def masked_lm(seeds: Sequence[int]) -> dict[str, Any]:
             "mean over the text, without": best(predictivity(subject, data, task.labels, Reading("mean"), 1)),
         },
     }
+
+
+def reviews_that_go_on() -> list[str]:
+    """Every review of the training split, half of them with a second sentence of an adjective of its own."""
+    rng = np.random.default_rng(0)
+    texts = []
+    for row in reviews("train"):
+        praise = (row["label"] == "positive") == (rng.random() < AGREES)
+        ending = f" it was {rng.choice(ADJECTIVES[praise])} ."
+        texts.append(row["text"] + ending * (rng.random() < GOES_ON))
+    return texts
 
 
 def head_alone(model: PreTrainedModel, data: ScoringData, test: Sequence[Batch], settings: PromptSettings) -> float:
@@ -205,7 +221,7 @@ def word_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def pretrained(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> tuple[BertForMaskedLM, float]:
-    """A small BERT that learned to fill in a fifth of the words of sentences whose labels it never saw."""
+    """A small BERT that learned to fill in a fifth of the words of texts, and all that follow "it was"."""
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(tokenizer),
@@ -222,12 +238,14 @@ def pretrained(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> tupl
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=PRETRAINING_STEPS)
     rng = np.random.default_rng(0)
+    it_was = tokenizer.convert_tokens_to_ids(["it", "was"])
     losses = []
     for step in range(PRETRAINING_STEPS):
         drawn = [texts[index] for index in rng.integers(0, len(texts), PRETRAINING_BATCH)]
         inputs = dict(tokenizer(drawn, padding=True, truncation=True, max_length=48, return_tensors="pt"))
         ids, real = inputs["input_ids"], inputs["input_ids"] >= 5
-        hidden = torch.from_numpy(rng.random(tuple(ids.shape)) < MASKED_SHARE) & real
+        chosen = torch.from_numpy(rng.random(tuple(ids.shape)) < MASKED_SHARE)
+        hidden = (chosen | follows(ids, it_was)) & real
         inputs["input_ids"] = ids.masked_fill(hidden, tokenizer.mask_token_id)
         loss = model(**inputs, labels=ids.masked_fill(~hidden, -100)).loss
         optimizer.zero_grad()
@@ -238,6 +256,13 @@ def pretrained(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> tupl
         if step % 500 == 499:
             print(f"pretraining step {step + 1}: loss {np.mean(losses[-500:]):.3f}", flush=True)
     return model.eval(), float(np.mean(losses[-500:]))
+
+
+def follows(ids: Tensor, words: Sequence[int]) -> Tensor:
+    """Which tokens stand directly behind two given ones, ``(batch, tokens)``."""
+    found = torch.zeros_like(ids, dtype=torch.bool)
+    found[:, 2:] = (ids[:, :-2] == words[0]) & (ids[:, 1:-1] == words[1])
+    return found
 
 
 if __name__ == "__main__":

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+import platform
+import sys
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,6 +20,7 @@ from tiny import TINY, TINY_ALL, TINY_WIDTHS, batches_for, tiny_bart, tiny_batch
 from torch import Tensor, nn
 
 from skillprune.activations import PLAIN, Capacity, Observation, Position, Reading, Visitor, pool, stream
+from skillprune.activations.stream import RELEASE_EVERY
 from skillprune.answers import Classifier, TaskModel, Writer
 from skillprune.data import Batch
 from skillprune.errors import DataError, ResourceFailure
@@ -442,3 +446,21 @@ def test_a_healthy_float16_layer_is_not_called_broken() -> None:
     """Its activations are finite, though their sum is not in float16."""
     ffn, batch = find_ffns(tiny_bert())[0], tiny_batches()[0]
     Observation(ffn, batch, 0, Reading(), torch.full((*batch.mask.shape, 32), 60_000.0).half()).check()
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="a call of glibc")
+def test_memory_freed_in_the_middle_of_the_heap_is_given_back_while_streaming() -> None:
+    subject = subject_of("bert")
+    ffn, block = find_ffns(subject.model)[0], 64 * 1024
+    resident: list[int] = []
+
+    def look(_: Observation) -> None:
+        pieces = [bytearray(block) for _ in range(4000)] if not resident else []
+        pinned.extend(pieces[::100])  # what lives on keeps the heap from shrinking at its end
+        resident.append(psutil.Process().memory_info().rss)
+
+    pinned: list[bytearray] = []
+    batches = dict(enumerate(tiny_batches(batch_size=1)[:1] * (RELEASE_EVERY + 2)))
+    stream(subject, [ffn], batches, [visitor(look, [ffn.site])], quantities={})
+    assert min(resident[1:RELEASE_EVERY]) > resident[0] - 1000 * block  # not by itself, or this would show nothing
+    assert resident[-1] < resident[0] - 3000 * block

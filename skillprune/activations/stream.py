@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from skillprune.activations.capacity import Capacity
+from skillprune.activations.heap import release_freed_memory
 from skillprune.activations.hooks import differentiable, evaluating, frozen, inputs_of, joined
 from skillprune.activations.observation import Observation
 from skillprune.activations.pooling import Reading
@@ -27,6 +28,8 @@ Quantity = Callable[[Answers, Batch], Tensor]
 
 PLAIN = ""
 """Name of the pass without gradients."""
+
+RELEASE_EVERY = 8  # batches; what they free is given back, so that memory does not grow with their number
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,9 @@ def stream(
         run.start += len(piece)
 
     with evaluating(subject.model):
-        for number in track(list(batches), what, progress):
+        for done, number in enumerate(track(list(batches), what, progress)):
+            if done % RELEASE_EVERY == 0:
+                release_freed_memory()
             run.begin(number)
             capacity.run(batches[number], put)
 
