@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from skillprune import Recipe, load_recipe
@@ -34,6 +36,23 @@ def update_result(name: str, section: str, *, seeds: list[int], result: dict[str
     sections = {key: value for key, value in found.items() if isinstance(value, dict) and "result" in value}
     sections[section] = _record(seeds, result)
     _write(path, sections)
+
+
+def over_seeds(rows: Sequence[Mapping[str, Any]], arm: Sequence[str], value: str) -> list[dict[str, Any]]:
+    """Mean, lowest and highest ``value`` of every arm; an arm is what has the same values under the keys ``arm``."""
+    found: dict[tuple[Any, ...], list[float]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[key] for key in arm), []).append(row[value])
+    return [
+        {
+            **dict(zip(arm, values, strict=True)),
+            "seeds": len(all_seeds),
+            "mean": fmean(all_seeds),
+            "lowest": min(all_seeds),
+            "highest": max(all_seeds),
+        }
+        for values, all_seeds in found.items()
+    ]
 
 
 def _record(seeds: list[int], result: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from provenance import minilm_recipe, write_result
+from provenance import minilm_recipe, over_seeds, write_result
 
 from skillprune import load_source, load_splits, make_batches, plan_pruning, prune_and_repair_, resolve_task
 from skillprune.answers import label_names
@@ -19,6 +19,7 @@ from skillprune.evaluation import Predictions, accuracy, compare, predict_split,
 from skillprune.repair import METHODS
 from skillprune.scoring import Provenance, ScoringData, score_neurons
 
+ARM = ("criterion", "keep_ratio", "repair")
 MAIN = [(criterion, keep, "least_squares") for criterion in ("skill", "wanda") for keep in (0.5, 0.25)]
 CONTROLS = [
     ("wanda", 0.25, "mean"),
@@ -36,7 +37,7 @@ def main() -> None:
     seeds = arguments.seeds[:1] if arguments.controls else arguments.seeds
     rows = [row for seed in seeds for row in one_seed(seed, CONTROLS if arguments.controls else MAIN)]
     name = "quality-minilm-sst2-controls" if arguments.controls else "quality-minilm-sst2"
-    write_result(name, seeds=seeds, result={"rows": rows, "summary": summary(rows)})
+    write_result(name, seeds=seeds, result={"rows": rows, "summary": over_seeds(rows, ARM, "test_accuracy")})
 
 
 def one_seed(seed: int, arms: Sequence[tuple[str, float, str]]) -> list[dict[str, Any]]:
@@ -73,7 +74,7 @@ def row(seed: int, arm: tuple[str, float, str], dense: Predictions, pruned: Pred
     found = compare(dense, pruned, metric="accuracy", seed=seed)
     return {
         "seed": seed,
-        **dict(zip(("criterion", "keep_ratio", "repair"), arm, strict=True)),
+        **dict(zip(ARM, arm, strict=True)),
         "test_accuracy": accuracy(pruned.labels, pruned.predicted),
         "difference": found.difference,
         "ci_low": found.low,
@@ -81,18 +82,6 @@ def row(seed: int, arm: tuple[str, float, str], dense: Predictions, pruned: Pred
         "p_value": found.p_value,
         "agreement": found.agreement,
     }
-
-
-def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean, lowest and highest accuracy per arm over the seeds."""
-    arms = dict.fromkeys((row["criterion"], row["keep_ratio"], row["repair"]) for row in rows)
-    lines = []
-    for arm in arms:
-        found = [r["test_accuracy"] for r in rows if (r["criterion"], r["keep_ratio"], r["repair"]) == arm]
-        named = dict(zip(("criterion", "keep_ratio", "repair"), arm, strict=True))
-        spread = {"mean": sum(found) / len(found), "lowest": min(found), "highest": max(found)}
-        lines.append({**named, "seeds": len(found), **spread})
-    return lines
 
 
 if __name__ == "__main__":

@@ -9,13 +9,13 @@ model is sure of hardly count.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from findings import SHARED, batches, spec
-from provenance import write_result
+from provenance import over_seeds, write_result
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -76,7 +76,8 @@ def main() -> None:
     arguments = parser.parse_args()
     seeds = arguments.seeds
     rows = [row for name in arguments.tasks for seed in seeds for row in one_seed(name, seed)]
-    write_result("skill-choices-minilm", seeds=seeds, result={"rows": rows, "summary": summary(rows)})
+    summary = over_seeds(rows, ("task", "keep_ratio", "choice"), "validation_accuracy")
+    write_result("skill-choices-minilm", seeds=seeds, result={"rows": rows, "summary": summary})
 
 
 def one_seed(name: str, seed: int) -> list[dict[str, Any]]:
@@ -102,22 +103,6 @@ def one_seed(name: str, seed: int) -> list[dict[str, Any]]:
             rows[-1]["validation_accuracy"] = accuracy(found.labels, found.predicted)
             print(rows[-1], flush=True)
     return rows
-
-
-def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean accuracy over the seeds."""
-    arms = dict.fromkeys((row["task"], row["keep_ratio"], row["choice"]) for row in rows)
-    return [
-        {"task": task, "keep_ratio": keep, "choice": choice, "mean": float(np.mean(found))}
-        for task, keep, choice in arms
-        for found in [
-            [
-                row["validation_accuracy"]
-                for row in rows
-                if (row["task"], row["keep_ratio"], row["choice"]) == (task, keep, choice)
-            ]
-        ]
-    ]
 
 
 if __name__ == "__main__":
