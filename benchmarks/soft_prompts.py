@@ -20,12 +20,10 @@ import numpy as np
 import torch
 from findings import SHARED, batches, body_data, spec
 from provenance import write_result
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BertConfig,
     BertForMaskedLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -36,6 +34,7 @@ from skillprune.activations import Reading
 from skillprune.answers import ClassAnswers, Classifier, TaskModel, Verbalizer
 from skillprune.data import Batch, label_word_ids
 from skillprune.demo import reviews
+from skillprune.demo.encoder import TRAINING, build_model, build_tokenizer
 from skillprune.demo.words import ADJECTIVES
 from skillprune.prompts import PromptSettings, tune_prompt
 from skillprune.recipe import TaskSpec
@@ -46,7 +45,7 @@ EXAMPLES = 2048
 HEAD_EPOCHS = 80  # more than the prompts get: the body runs only once for all of them
 WORDS = {"negative": "bad", "positive": "good"}
 TEMPLATE = "{text} it was {mask} ."
-PRETRAINING_STEPS, PRETRAINING_BATCH, MASKED_SHARE = 3000, 64, 0.2
+PRETRAINING_STEPS, PRETRAINING_BATCH, MASKED_SHARE = 4000, 64, 0.15
 GOES_ON, AGREES = 0.5, 0.9
 
 
@@ -95,7 +94,7 @@ def with_head(name: str, seeds: Sequence[int]) -> dict[str, Any]:
 def masked_lm(seeds: Sequence[int]) -> dict[str, Any]:
     """Trials with label words on a masked language model made here."""
     texts = reviews_that_go_on()
-    tokenizer = word_tokenizer(texts)
+    tokenizer = build_tokenizer(texts, TRAINING.positions)
     model, loss = pretrained(texts, tokenizer)
     task = resolve_task(
         TaskSpec(type="masked-lm", data="builtin:reviews", template=TEMPLATE, label_words=WORDS, max_length=48), ()
@@ -204,39 +203,14 @@ def best(scores: NeuronScores) -> list[float]:
     return [round(value, 4) for value in scores.best_per_layer()["encoder"]]
 
 
-def word_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
-    """One token per word and per mark."""
-    core = Tokenizer(models.WordLevel(unk_token="[UNK]"))
-    core.normalizer = normalizers.Lowercase()
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    words = sorted({word for text in texts for word, _ in core.pre_tokenizer.pre_tokenize_str(text.lower())})
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    vocabulary = {token: number for number, token in enumerate([*special, *words])}
-    core.model = models.WordLevel(vocabulary, unk_token="[UNK]")
-    core.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
-    )
-    names = {f"{token[1:-1].lower()}_token": token for token in special}
-    return PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=80, **names)
-
-
 def pretrained(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> tuple[BertForMaskedLM, float]:
-    """A small BERT that learned to fill in a fifth of the words of texts, and all that follow "it was"."""
+    """The demo's encoder, from nothing, learns to fill in some words of texts, and all that follow "it was"."""
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        intermediate_size=512,
-        max_position_embeddings=80,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        initializer_range=0.06,
-    )
-    model = BertForMaskedLM(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=PRETRAINING_STEPS)
+    body = build_model(TRAINING, len(tokenizer)).bert
+    model = BertForMaskedLM(body.config)
+    model.bert.load_state_dict(body.state_dict(), strict=False)  # a masked language model has no pooler
+    optimizer = torch.optim.AdamW(model.parameters(), lr=TRAINING.learning_rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, TRAINING.learning_rate, total_steps=PRETRAINING_STEPS)
     rng = np.random.default_rng(0)
     it_was = tokenizer.convert_tokens_to_ids(["it", "was"])
     losses = []

@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from naive import alone, effects_alone, lone_examples, loss_alone
+from naive import alone, effects_alone, lone_examples, lone_ffn, loss_alone
 from tiny import TINY, TINY_ALL, TINY_WIDTHS, batches_for, tiny_bart, tiny_batches, tiny_bert
 from torch import Tensor, nn
 
@@ -360,13 +360,14 @@ def marked(draw: st.DrawFn) -> Batch:
     shift=st.sampled_from([0.0, -5.0]),
     special=st.booleans(),
     prompt=st.booleans(),
+    poison=st.sampled_from([1e6, math.inf, math.nan]),
 )
 def test_pooling_equals_a_loop_and_padding_never_counts(
-    position: Position, batch: Batch, seed: int, shift: float, special: bool, prompt: bool
+    position: Position, batch: Batch, seed: int, shift: float, special: bool, prompt: bool, poison: float
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     activations = torch.randn(*batch.mask.shape, 3, generator=generator, dtype=torch.float64) + shift
-    poisoned = activations.masked_fill(~batch.mask.unsqueeze(-1), 1e6)
+    poisoned = activations.masked_fill(~batch.mask.unsqueeze(-1), poison)
     expected = []
     for row, example in enumerate(activations.tolist()):
         tokens = [
@@ -379,6 +380,24 @@ def test_pooling_equals_a_loop_and_padding_never_counts(
         expected.append([naive_pool(tokens, position)])
     found = pool(poisoned, batch, Reading(position, include_special=special, include_prompt=prompt))
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+
+
+def test_effects_leave_padding_out_even_where_it_is_not_finite() -> None:
+    (batch,) = tiny_batches(lengths=(3, 5), batch_size=2)
+    padding = ~batch.mask.unsqueeze(-1)
+    values, gradients = torch.randn(2, 2, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ffn = lone_ffn(4)
+    seen = Observation(
+        ffn, batch, 0, Reading(), values.masked_fill(padding, math.inf), gradients.masked_fill(padding, 0)
+    )
+    expected = [
+        [
+            sum(values[row, place, neuron] * gradients[row, place, neuron] for place in range(length))
+            for neuron in range(4)
+        ]
+        for row, length in enumerate(batch.mask.sum(dim=1).tolist())
+    ]
+    torch.testing.assert_close(seen.effects, torch.tensor(expected, dtype=torch.float64))
 
 
 def test_prompt_slots_are_read_one_by_one_in_order_wherever_they_stand() -> None:

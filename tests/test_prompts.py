@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -514,8 +515,27 @@ def test_a_loss_that_explodes_is_refused() -> None:
     subject, batches = subject_and_batches("classifier", "bert")
     with torch.no_grad():
         subject.model.classifier.weight.fill_(torch.inf)
-    with pytest.raises(DataError, match="not finite"):
+    with pytest.raises(DataError, match=r"loss of the soft prompt is not finite in batch \d+; lower .*learning_rate"):
         tune_prompt(subject, batches, batches, SETTINGS)
+
+
+def test_a_model_with_activations_that_are_not_finite_is_named_by_layer_and_batch() -> None:
+    subject, batches = subject_and_batches("classifier", "bert")
+    broken = copy.deepcopy(subject)
+    with torch.no_grad():
+        find_ffns(broken.model)[1].up.bias[3] = torch.nan
+    with pytest.raises(DataError, match=r"activations of encoder layer 1 are not finite in batch \d+ \(examples"):
+        tune_prompt(broken, batches, batches, SETTINGS)
+    with torch.no_grad():
+        subject.model.get_input_embeddings().weight[VOCABULARY - 1] = torch.nan
+    train = [with_ids(batch, batch.inputs["input_ids"].clamp(max=VOCABULARY - 2)) for batch in batches]
+    validation = [*train[:2], with_ids(train[2], torch.full_like(train[2].inputs["input_ids"], VOCABULARY - 1))]
+    with pytest.raises(DataError, match=r"activations of encoder layer 0 are not finite in batch 2 \(examples"):
+        tune_prompt(subject, train, validation, SETTINGS)
+
+
+def with_ids(batch: Batch, ids: Tensor) -> Batch:
+    return replace(batch, inputs={**batch.inputs, "input_ids": ids})
 
 
 def test_language_models_need_peft(monkeypatch: pytest.MonkeyPatch) -> None:

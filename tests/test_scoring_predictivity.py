@@ -32,7 +32,16 @@ from skillprune.activations import Observation, Reading
 from skillprune.data import Batch
 from skillprune.errors import DataError
 from skillprune.families import FFN, Site, find_ffns
-from skillprune.scoring import CRITERIA, NeuronScores, Read, ScoringData, Settings, combine_trials, prepare_criteria
+from skillprune.scoring import (
+    CRITERIA,
+    NeuronScores,
+    Read,
+    ScoringData,
+    Settings,
+    combine_trials,
+    prepare_criteria,
+    reference_skill_neurons,
+)
 from skillprune.scoring.predictivity import Predictivity
 
 BALANCED = (0, 1, 0, 1, 1, 0, 1, 0, 0, 1)
@@ -327,6 +336,39 @@ def test_trials_are_combined_test_by_test_before_tests_are(how: Any, reduce: Any
     assert (differ > 0) == ((how, reduce) != ("mean", "mean"))
     assert found.criterion == "predictivity" and found.provenance == trials[0].provenance
     assert combine_trials(trials[:1], how, reduce).compare(trials[0])["encoder"] == pytest.approx((1.0, 1.0))
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 1000), share=st.floats(0, 1))
+def test_the_published_choice_serves_positive_against_negative_first_and_fills_up_with_neutral(
+    seed: int, share: float
+) -> None:
+    width = 40
+    per_test = np.random.default_rng(seed).integers(50, 70, size=(2, width)) / 100  # with ties
+    scores = NeuronScores(
+        "predictivity", {"encoder": (per_test.max(axis=0),)}, SEEN, {"per_test": {"encoder": (per_test,)}}
+    )
+    first, second = (sorted(range(width), key=lambda neuron: (-test[neuron], neuron)) for test in per_test)
+    expected = first[: int(share / 2 * width)]
+    for neuron in second:
+        if len(expected) < int(share * width) and neuron not in expected:
+            expected.append(neuron)
+    assert reference_skill_neurons(scores, share)["encoder"][0].tolist() == sorted(expected)
+
+
+def test_the_published_choice_for_three_classes_needs_its_tests() -> None:
+    model = tiny_bert(num_labels=3, layers=1).double()
+    other_scheme, other_criterion = score(model, data_of(THREE), "predictivity", "wanda")
+    for scores in (other_scheme, other_criterion):
+        with pytest.raises(DataError, match="multiclass: reference"):
+            reference_skill_neurons(scores, 0.1)
+
+
+def test_details_of_a_lone_trial_are_kept() -> None:
+    (trial,) = score(tiny_bert(), data_of(), "average_precision")
+    found = combine_trials([trial])
+    assert {"median_response", "average_precision", "direction"} == set(found.details)
+    np.testing.assert_array_equal(by_site(found)["encoder", 0], by_site(trial)["encoder", 0])
 
 
 @pytest.mark.parametrize("how", ["mean", "min"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,12 @@ READS = CRITERIA["linear_probe"].reads
 LENGTHS = tuple(3 + number % 7 for number in range(80))
 
 
-def naive_places(weights: np.ndarray) -> list[float]:
+def naive_places(weights: np.ndarray, gaps: Sequence[float]) -> list[float]:
     """Scores from weights ``(classes, neurons)``: for a hundred shares of mass, who is in some class's prefix.
 
     A prefix is the shortest that reaches a share; a neuron enters at the first share some class has it at, and within
     a step by its largest share of a class's mass, which is below 1 unless it has all of it. Neurons without weight come
-    with the last share.
+    last, by their gaps.
     """
     shares = [[abs(weight) / sum(map(abs, row)) for weight in row] for row in weights.tolist() if any(row)]
     entered: dict[int, int] = {}
@@ -38,7 +39,17 @@ def naive_places(weights: np.ndarray) -> list[float]:
                 entered.setdefault(neuron, step)
                 mass += row[neuron]
     highest = [max(row[neuron] for row in shares) for neuron in range(len(shares[0]))]
-    return [101 - entered.get(neuron, 100) + highest[neuron] for neuron in range(len(highest))]
+    return [
+        101 - entered.get(neuron, 100) + highest[neuron] if highest[neuron] else gaps[neuron] / max(gaps)
+        for neuron in range(len(highest))
+    ]
+
+
+def naive_gaps(rows: np.ndarray, labels: Sequence[int]) -> list[float]:
+    """Distances between the class means of standardised columns ``(examples, neurons)``, over pairs of classes."""
+    standardised = (rows - rows.mean(axis=0)) / rows.std(axis=0)
+    means = [standardised[np.array(labels) == label].mean(axis=0) for label in sorted(set(labels))]
+    return np.sum([abs(one - other) for one, other in combinations(means, 2)], axis=0).tolist()
 
 
 def weights_of(found: NeuronScores) -> tuple[np.ndarray, np.ndarray]:
@@ -73,10 +84,15 @@ def test_a_planted_neuron_comes_first_in_the_whole_model(layer: int, neuron: int
 @pytest.mark.parametrize("classes", [2, 3])
 def test_places_equal_a_loop_over_a_hundred_shares_of_the_weights_mass(classes: int) -> None:
     labels = THREE if classes == 3 else tuple(label % 2 for label in THREE)
-    (found,) = score(tiny_bert(num_labels=classes, layers=2).double(), data_of(labels), "linear_probe")
+    model, data = tiny_bert(num_labels=classes, layers=2).double(), data_of(labels)
+    (found,) = score(model, data, "linear_probe")
     weights, scores = weights_of(found)
     assert weights.shape == (classes, 64)
-    np.testing.assert_allclose(scores, naive_places(weights), rtol=1e-9)
+    read = activations_alone(model, data.calibration)
+    rows = np.array([[np.mean(example, axis=0) for example in examples] for examples in read.values()])
+    gaps = naive_gaps(np.concatenate(list(rows), axis=1), labels)
+    np.testing.assert_allclose(scores, naive_places(weights, gaps), rtol=1e-9)
+    assert len(np.unique(scores)) == 64  # also neurons without weight have a rank
 
 
 def worker_of(train: Sequence[Any], dev: Sequence[Any], labels: Sequence[int], seed: int = 0) -> Any:
@@ -134,7 +150,7 @@ def test_a_class_that_gets_no_weight_says_nothing_about_any_neuron() -> None:
     found = worker_of(train.tolist(), dev.tolist(), labels)
     weights = found.details["weights"]
     assert not weights[2].any() and weights[0].any()
-    np.testing.assert_allclose(found.scores, naive_places(weights), rtol=1e-9)
+    np.testing.assert_allclose(found.scores, naive_places(weights, naive_gaps(train, labels)), rtol=1e-9)
     assert found.scores[7] > 100 and np.sort(found.scores)[15] <= 1
 
 

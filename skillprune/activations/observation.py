@@ -60,7 +60,7 @@ class Observation:
         """
         assert self.gradients is not None  # only asked for in passes with gradients
         weighted = _precise(self.activations) * _precise(self.gradients)
-        return self._finite(torch.einsum("bsn,bs->bn", weighted, self.mask.to(weighted.dtype)), "gradients")
+        return self._finite(weighted.masked_fill_(~self.mask.unsqueeze(-1), 0).sum(dim=1), "gradients")
 
     @cached_property
     def output_tokens(self) -> Tensor:

@@ -71,7 +71,9 @@ def _mean(activations: Tensor, batch: Batch, reading: Reading, side: Side) -> Te
     # Deviations from the first token, so that a constant neuron has exactly the same mean at every length.
     first = _take(activations, mask.to(torch.uint8).argmax(dim=1))
     weights = mask.to(activations.dtype) / mask.sum(dim=1, keepdim=True)
-    return first + torch.bmm(weights.unsqueeze(1), activations - first)
+    # Not weighed by zero: padding may hold infinities, which that would turn into NaN.
+    deviations = (activations - first).masked_fill_(~mask.unsqueeze(-1), 0)
+    return first + torch.bmm(weights.unsqueeze(1), deviations)
 
 
 def _max(activations: Tensor, batch: Batch, reading: Reading, side: Side) -> Tensor:

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
-from skillprune.activations import Capacity
+from skillprune.activations import PLAIN, Capacity, Observation, Visitor, stream
 from skillprune.activations.hooks import evaluating, frozen
 from skillprune.answers import Classifier, TaskModel
 from skillprune.data import NO_TARGET, Batch
 from skillprune.errors import DataError
-from skillprune.families import base_model
+from skillprune.families import base_model, find_ffns
 from skillprune.progress import Progress, silent, track
 from skillprune.prompts.prompted import Prompted, PromptSettings, SoftPrompt
 from skillprune.prompts.slots import check_fit
@@ -50,7 +51,8 @@ def tune_prompt(
 
     Raises:
         RecipeError: inputs and slots are more than the model has positions for.
-        DataError: a split is empty, or the loss is not finite.
+        DataError: a split is empty, or the loss is not finite, with the layer and batch where the model without prompt
+            has activations that are not.
         MissingExtra: the model is a language model, and PEFT is not installed.
         UnsupportedArchitecture: the model is a classifier with a decoder.
         ResourceFailure: not even one example fits into the device's memory.
@@ -102,7 +104,7 @@ def _trained(
     losses: list[float] = []
     best, capacity = prompt, Capacity()
     for step, number in enumerate(track(order, "soft prompt", progress), start=1):
-        parts = capacity.run(train[number], lambda part: _gradients(tuned, part, trained))
+        parts = capacity.run(train[number], partial(_gradients, tuned, trained, number))
         for parameter, *gradients in zip(trained, *(gradients for gradients, _ in parts), strict=True):
             parameter.grad = torch.stack(gradients).sum(dim=0) / sum(count for _, count in parts)
         nn.utils.clip_grad_norm_(trained, _LARGEST_GRADIENT)
@@ -115,30 +117,38 @@ def _trained(
     return replace(best, losses=tuple(losses))
 
 
-def _gradients(tuned: Prompted, batch: Batch, trained: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], int]:
+def _gradients(tuned: Prompted, trained: Sequence[Tensor], number: int, batch: Batch) -> tuple[tuple[Tensor, ...], int]:
     """Gradients of the summed loss, and over how much it was summed."""
-    total, count = _loss(tuned, batch)
+    total, count = _loss(tuned, number, batch)
     return torch.autograd.grad(total, trained, allow_unused=True, materialize_grads=True), count
 
 
-def _loss(tuned: Prompted, batch: Batch) -> tuple[Tensor, int]:
+def _loss(tuned: Prompted, number: int, batch: Batch) -> tuple[Tensor, int]:
     """The loss of a batch, summed, and over how much: examples, or tokens of a model that writes."""
-    prepared = tuned.prepare(batch)
+    total = tuned.ask(tuned.prepare(batch)).losses().sum()
+    if not bool(total.isfinite()):
+        _refuse_broken_model(tuned.subject, number, batch)
+        raise DataError(
+            f"the loss of the soft prompt is not finite in batch {number}; lower scoring.prompt.learning_rate, or set "
+            "model.dtype to float32"
+        )
     count = len(batch) if batch.targets is None else int((batch.targets != NO_TARGET).sum())
-    return tuned.ask(prepared).losses().sum(), max(1, count)
+    return total, max(1, count)
+
+
+def _refuse_broken_model(subject: TaskModel, number: int, batch: Batch) -> None:
+    """Names the lowest layer whose activations are not finite, if the model has such layers without a prompt."""
+    ffns = find_ffns(subject.model)
+    everywhere = Visitor(PLAIN, frozenset(ffn.site for ffn in ffns), Observation.check)
+    stream(subject, ffns, {number: batch}, [everywhere], quantities={})
 
 
 def _mean_loss(tuned: Prompted, batches: Sequence[Batch], capacity: Capacity) -> float:
     total, count = 0.0, 0
     with torch.no_grad():
-        for batch in batches:
-            for loss, more in capacity.run(batch, lambda part: _loss(tuned, part)):
+        for number, batch in enumerate(batches):
+            for loss, more in capacity.run(batch, partial(_loss, tuned, number)):
                 total, count = total + float(loss), count + more
-    if not total < float("inf"):
-        raise DataError(
-            "the loss of the soft prompt is not finite; lower scoring.prompt.learning_rate, "
-            "or set model.dtype to float32"
-        )
     return total / count
 
 

@@ -3,6 +3,7 @@
 from skillprune.scoring.criterion import Criterion, LayerScores, Read, Settings
 from skillprune.scoring.engine import CRITERIA, ScoringData, prepare_criteria, score_neurons, settings_for
 from skillprune.scoring.exchange import of_main, processes
+from skillprune.scoring.predictivity import reference_skill_neurons
 from skillprune.scoring.scores import NeuronScores, Provenance, load_scores, ranking, save_scores
 from skillprune.scoring.trials import combine_trials
 
@@ -21,6 +22,7 @@ __all__ = [
     "prepare_criteria",
     "processes",
     "ranking",
+    "reference_skill_neurons",
     "save_scores",
     "score_neurons",
     "settings_for",

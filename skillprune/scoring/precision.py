@@ -13,8 +13,8 @@ from skillprune.scoring.class_tests import refuse_rare_classes
 from skillprune.scoring.criterion import LayerScores, Read, Settings
 from skillprune.scoring.responses import ResponseCriterion
 
-_BLOCK = 256
-"""Neurons that are ranked at once."""
+ENTRIES = 2_000_000
+"""Responses that are ranked at once, so that memory does not grow with the number of examples."""
 
 Matrix = NDArray[np.float64]
 
@@ -47,7 +47,8 @@ class AveragePrecision(ResponseCriterion):
         """Scores ``(neurons,)``; chance is 0, a perfect detector 1."""
         responses, labels = self.responses(ffn, "calibration")
         members = [np.flatnonzero(labels.numpy() == label) for label in range(len(self.settings.labels))]
-        blocks = [_of_block(block.double().numpy(), members) for block in responses.split(_BLOCK, dim=1)]
+        neurons = max(1, ENTRIES // len(labels))
+        blocks = [_of_block(block.double().numpy(), members) for block in responses.split(neurons, dim=1)]
         precision, direction, median = (np.concatenate(part, axis=1) for part in zip(*blocks, strict=True))
         chance = np.array([len(rows) for rows in members])[:, None] / len(labels)
         details = {"average_precision": precision, "direction": direction, "median_response": median}

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from skillprune.activations import Observation
+from skillprune.errors import DataError
 from skillprune.families import FFN
 from skillprune.scoring.class_tests import class_tests, refuse_rare_classes
 from skillprune.scoring.criterion import Criterion, LayerScores, Read, Settings, Split, State, vector, zeros
+from skillprune.scoring.scores import NeuronScores, ranking
 
 _DECIMALS = 12
 
@@ -83,6 +85,35 @@ class Predictivity(Criterion):
 
     def _counts(self, split: Split, like: Tensor) -> Tensor:
         return torch.tensor(self.settings.class_counts[split]).to(like)
+
+
+def reference_skill_neurons(scores: NeuronScores, share: float) -> dict[str, tuple[NDArray[np.int64], ...]]:
+    """The ``int(share * width)`` skill neurons of every layer that the published code takes for three classes, sorted.
+
+    Unlike `NeuronScores.top` it serves both tests: the best ``int(share / 2 * width)`` neurons of positive against
+    negative come first, then the best of neutral against the rest that are not yet among them (Wang, Wen et al. 2022).
+
+    Args:
+        scores: predictivity under ``multiclass: reference``.
+        share: of every layer's neurons, between 0 and 1.
+
+    Raises:
+        DataError: the scores are of another criterion or scheme.
+    """
+    per_test = scores.details.get("per_test", {})
+    if scores.criterion != Predictivity.name or any(
+        len(layer) != 2 for layers in per_test.values() for layer in layers
+    ):
+        raise DataError("the published choice for three classes needs predictivity scored with multiclass: reference")
+    return {stack: tuple(_served_in_turn(layer, share) for layer in layers) for stack, layers in per_test.items()}
+
+
+def _served_in_turn(per_test: NDArray[np.float64], share: float) -> NDArray[np.int64]:
+    width = per_test.shape[1]
+    first, second = map(ranking, per_test)
+    served = first[: int(share / 2 * width)]
+    others = second[~np.isin(second, served)]
+    return np.sort(np.concatenate([served, others[: int(share * width) - len(served)]]))
 
 
 def reduced(per_test: NDArray[np.float64], how: Literal["max", "mean"]) -> NDArray[np.float64]:

@@ -13,7 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from skillprune.families import FFN
+from skillprune.families import FFN, Site
 from skillprune.scoring.class_tests import refuse_rare_classes
 from skillprune.scoring.criterion import LayerScores, Read, Settings, Split, vector
 from skillprune.scoring.responses import CHUNK, ResponseCriterion
@@ -37,11 +37,13 @@ class LinearProbe(ResponseCriterion):
     One probe reads the standardised pooled activations of all layers and minimises mean cross-entropy plus
     ``penalty (||Theta||_1 + ||Theta||_2^2 / 2) / 2``. For every class the neurons are sorted by weight; a neuron enters
     at the smallest share of some class's weight mass that reaches it, in steps of a hundredth, and within a step by
-    its largest share.
+    its largest share. Neurons without weight follow by how far the class means of their responses lie apart, summed
+    over pairs of classes (Probeless; Antverg and Belinkov, ICLR 2022, arXiv 2110.07483).
     Sources: Dalvi et al., "What Is One Grain of Sand in the Desert?" (AAAI 2019) and Durrani et al. (EMNLP 2020, arXiv
-    2010.02695). Two things differ. They stop Adam after ten epochs over very many tokens; here SAGA (Defazio et al.,
-    NeurIPS 2014) goes on until weights hardly move. And their L2 term is the plain norm with a weight of its own, here
-    it is the usual elastic net.
+    2010.02695). Three things differ. They stop Adam after ten epochs over very many tokens; here SAGA (Defazio et al.,
+    NeurIPS 2014) goes on until weights hardly move. Their L2 term is the plain norm with a weight of its own, here it
+    is the usual elastic net. And the penalties are stronger, so that with a few thousand examples SAGA gets there and
+    weight gathers on few neurons.
 
     The detail ``weights``, ``(classes, neurons)``, holds the probe's weights. Correlated neurons share weight, so a low
     place does not mean that a neuron does not know.
@@ -56,27 +58,28 @@ class LinearProbe(ResponseCriterion):
     def __init__(self, ffns: Sequence[FFN], settings: Settings) -> None:
         super().__init__(ffns, settings)
         refuse_rare_classes(self.name, settings, ("calibration", "validation"), least=2)
-        self._weights: dict[tuple[str, int], Tensor] = {}
+        self._found: dict[Site, Tensor] = {}
 
     def finish(self, ffn: FFN) -> LayerScores:
-        """Scores ``(neurons,)`` between 0 and ``STEPS + 1``, comparable over layers."""
-        if not self._weights:
-            weights = torch.from_numpy(self._fit())
-            widths = [each.width for each in self.ffns]
-            parts = zip(self.ffns, weights.split(widths, dim=1), _places(weights).split(widths), strict=True)
-            self._weights = {each.site: torch.cat([place.unsqueeze(0), part]) for each, part, place in parts}
-        found = self._weights[ffn.site]
+        """Scores ``(neurons,)`` between 0 and ``STEPS + 1``, at most 1 without weight; comparable over layers."""
+        if not self._found:
+            weights, gaps = self._fit()
+            columns = torch.cat([_places(weights, gaps).unsqueeze(0), weights])
+            parts = columns.split([each.width for each in self.ffns], dim=1)
+            self._found = {each.site: part for each, part in zip(self.ffns, parts, strict=True)}
+        found = self._found[ffn.site]
         return LayerScores(vector(found[0]), {"weights": vector(found[1:])})
 
-    def _fit(self) -> NDArray[np.float64]:
-        """Weights ``(classes, neurons of all layers)`` of the probe that tells validation best."""
+    def _fit(self) -> tuple[Tensor, Tensor]:
+        """Of the probe that tells validation best, weights ``(classes, neurons of all layers)``; and `_class_gaps`."""
         train, dev = self._standardised("calibration"), self._standardised("validation")
         train_labels, dev_labels = (self.responses(self.ffns[0], read.split)[1].numpy() for read in self.reads)
         probes = [_train(train, train_labels, penalty, self.settings.seed) for penalty in PENALTIES]
         best = max(probes, key=lambda probe: float(probe.score(dev, dev_labels)))
         weights = np.asarray(best.coef_, dtype=np.float64)
-        # Two classes share one vector: what speaks for the second speaks against the first.
-        return weights if len(weights) > 1 else np.concatenate([-weights, weights]) / 2
+        if len(weights) == 1:  # two classes share one vector: what speaks for the second speaks against the first
+            weights = np.concatenate([-weights, weights]) / 2
+        return torch.from_numpy(weights), _class_gaps(train, train_labels)
 
     def _standardised(self, split: Split) -> Floats:
         """Responses of all layers side by side, by mean and deviation of calibration; on disk like the responses."""
@@ -108,13 +111,29 @@ def _train(rows: Floats, labels: NDArray[np.int64], penalty: float, seed: int) -
     return probe
 
 
-def _places(weights: Tensor) -> Tensor:
-    """Scores ``(neurons,)``: how early each neuron enters when every class takes its heaviest weights first."""
+def _class_gaps(rows: Floats, labels: NDArray[np.int64]) -> Tensor:
+    """How far the class means of each column of ``rows`` lie apart, summed over pairs of classes; ``(neurons,)``."""
+    counts = torch.from_numpy(np.bincount(labels)).double()
+    sums = torch.zeros(len(counts), rows.shape[1], dtype=torch.float64)
+    for first in range(0, len(rows), CHUNK):
+        part = slice(first, first + CHUNK)
+        sums.index_add_(0, torch.from_numpy(labels[part]), torch.from_numpy(rows[part]).double())
+    means = (sums / counts.unsqueeze(1)).sort(dim=0).values
+    # Sorted, each mean is subtracted from all above it and all below are subtracted from it.
+    return (2 * torch.arange(len(counts), dtype=torch.float64) - len(counts) + 1) @ means
+
+
+def _places(weights: Tensor, gaps: Tensor) -> Tensor:
+    """Scores ``(neurons,)``: how early each neuron enters when every class takes its heaviest weights first.
+
+    Neurons that no class gives weight get their share of the largest gap, at most 1.
+    """
     size = weights.double().abs()
     shares = size / size.sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
     ordered, order = shares.sort(dim=1, descending=True, stable=True)
     before = torch.empty_like(shares).scatter_(1, order, ordered.cumsum(dim=1) - ordered)
     step = (before * STEPS).floor().clamp(max=STEPS - 1)
     step[size.sum(dim=1) == 0] = STEPS - 1  # a class without weights says nothing about any neuron
-    step = step.amin(dim=0)
-    return STEPS - step + shares.amax(dim=0)
+    heaviest = shares.amax(dim=0)
+    last = gaps / gaps.max().clamp(min=torch.finfo(torch.float64).tiny)
+    return torch.where(heaviest > 0, STEPS - step.amin(dim=0) + heaviest, last)

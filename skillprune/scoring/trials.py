@@ -24,7 +24,8 @@ def combine_trials(
     """Combines trials neuron by neuron.
 
     Predictivity is combined per test before one number is made of the tests, as published (Wang, Wen et al. 2022); of
-    other criteria the scores are averaged and the details, which belong to a single trial, are left out.
+    other criteria the scores are averaged and the details, which belong to a single trial, are left out if there are
+    several.
 
     Args:
         trials: scores under one criterion of one model and task.
@@ -39,7 +40,8 @@ def combine_trials(
     for trial in trials[1:]:
         trial.refuse_others(trials[0])
     if trials[0].criterion != Predictivity.name:
-        return replace(trials[0], values=_over([trial.values for trial in trials], "mean"), details={})
+        details = trials[0].details if len(trials) == 1 else {}
+        return replace(trials[0], values=_over([trial.values for trial in trials], "mean"), details=details)
     per_test = _over([trial.details["per_test"] for trial in trials], how)
     leaning = [_leaning(trial) for trial in trials]
     direction = {
