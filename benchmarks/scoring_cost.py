@@ -168,7 +168,7 @@ def memory(arguments: argparse.Namespace) -> dict[str, Any]:
             "criteria": list(MEMORY[kind]),
             "peak_rss_mib": {f"{examples} examples": peak for examples, peak in peaks.items()},
             "disk_mib": {f"{examples} examples": size for examples, size in disk.items()},
-            "growth_beyond_disk": (peaks[MANY] - disk[MANY]) / (peaks[FEW] - disk[FEW]) - 1,
+            "growth_beyond_disk": (peaks[MANY] - disk[MANY] + disk[FEW]) / peaks[FEW] - 1,
         }
         print(kind, found[kind], flush=True)
     return found
