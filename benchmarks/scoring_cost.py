@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -159,7 +160,11 @@ def store(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def memory(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Peak resident memory for two amounts of calibration data, each in a process of its own."""
+    """Peak resident memory for two amounts of calibration data, each in a process of its own.
+
+    The larger amount is the batches of the smaller one again and again, so that only their number differs: with more
+    text there are also more long sentences, and memory is as large as the largest batch wants it.
+    """
     found = {}
     for kind in MEMORY:
         peaks = {examples: peak_of(kind, examples) for examples in (FEW, MANY)}
@@ -216,8 +221,8 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 }
 
 
-def prepared(examples: int, turns: int = 1) -> tuple[Subject, ScoringData]:
-    """The dense model, as many calibration examples, each as often as there are turns, and all of validation."""
+def prepared(examples: int) -> tuple[Subject, ScoringData]:
+    """The dense model, as many calibration examples, and all of validation."""
     recipe = minilm_recipe()
     source = load_source(recipe.model)
     task = resolve_task(recipe.task, label_names(source.model))
@@ -226,7 +231,7 @@ def prepared(examples: int, turns: int = 1) -> tuple[Subject, ScoringData]:
     def batches(split: Sequence[Example]) -> tuple[Batch, ...]:
         return make_batches(split, source.tokenizer, max_length=task.max_length, batch_size=32)
 
-    return Classifier(source.model), ScoringData(batches(splits.calibration * turns), batches(splits.validation))
+    return Classifier(source.model), ScoringData(batches(splits.calibration), batches(splits.validation))
 
 
 def settings(subject: Subject, data: ScoringData) -> Settings:
@@ -335,10 +340,10 @@ def together(rows: Sequence[tuple[Batch, int]]) -> Batch:
 
 
 def peak_mib(kind: str, examples: int) -> float:
-    """Most resident memory of this process while it scores; a thousand sentences again and again are many."""
+    """Most resident memory of this process while it scores."""
     from skillprune.pipeline.memory import PeakMemory
 
-    subject, data = prepared(examples) if kind in ("streamed", "stored") else prepared(FEW, turns=examples // FEW)
+    subject, data = prepared(examples) if kind in ("streamed", "stored") else again_and_again(examples // FEW)
     with PeakMemory() as watch:
         if kind == "streamed":
             streamed_predictivity(subject, data)
@@ -347,6 +352,15 @@ def peak_mib(kind: str, examples: int) -> float:
         else:
             score_all(subject, data, MEMORY[kind])
     return watch.peak_mib
+
+
+def again_and_again(turns: int) -> tuple[Subject, ScoringData]:
+    """The model, and a thousand calibration examples ``turns`` times over, each time as new examples."""
+    subject, data = prepared(FEW)
+    repeated = [
+        replace(batch, indices=batch.indices + FEW * turn) for turn in range(turns) for batch in data.calibration
+    ]
+    return subject, ScoringData(repeated, data.validation)
 
 
 def score_all(subject: Subject, data: ScoringData, criteria: Sequence[str]) -> None:

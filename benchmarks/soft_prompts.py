@@ -2,11 +2,11 @@
 
 ``heads``: MiniLM's pretrained body with a new head, frozen but for prompt and head, on SST-2 and TREC; beside it the
 same head without a prompt, and the checkpoints that were fine-tuned as a whole. ``masked-lm``: a small masked language
-model that this script pretrains on generated review sentences and then asks for the sentiment with label words. As in
-reviews people write, half of its texts go on with a second, short sentence, "it was" and an adjective, which agrees
-with the first in nine of ten; only so can such a model know what may stand at the mask of the template. That adjective
-is always among the words to fill in, as salient words are in other pretraining (Guu et al., 2020, REALM). Test accuracy
-is read once per trial, after the validation loss chose the epoch.
+model that this script pretrains on short generated reviews and then asks for the sentiment with label words. Each text
+goes on with a second sentence, "it was" and an adjective, which agrees with the first in nine of ten, as the sentences
+of one reviewer do, and which the model learns to fill in, as salient words are in other pretraining (Guu et al., 2020,
+REALM). The label words never stand there. Test accuracy is read once per trial, after the validation loss chose the
+epoch.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from transformers import (
     BertForMaskedLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    get_constant_schedule_with_warmup,
 )
 
 from skillprune import load_splits, make_batches, resolve_task
 from skillprune.activations import Reading
 from skillprune.answers import ClassAnswers, Classifier, TaskModel, Verbalizer
-from skillprune.data import Batch, label_word_ids
+from skillprune.data import Batch, Example, label_word_ids
 from skillprune.demo import reviews
 from skillprune.demo.encoder import TRAINING, build_model, build_tokenizer
 from skillprune.demo.words import ADJECTIVES
@@ -45,8 +46,10 @@ EXAMPLES = 2048
 HEAD_EPOCHS = 80  # more than the prompts get: the body runs only once for all of them
 WORDS = {"negative": "bad", "positive": "good"}
 TEMPLATE = "{text} it was {mask} ."
-PRETRAINING_STEPS, PRETRAINING_BATCH, MASKED_SHARE = 4000, 64, 0.15
-GOES_ON, AGREES = 0.5, 0.9
+SHORT = 8  # words of a review that the masked language model reads
+PRETRAINING_STEPS, PRETRAINING_BATCH, WARM_UP = 1500, 64, 100
+COPIES, AGREES = 4, 0.9
+MASKED_EPOCHS, MASKED_LEARNING_RATE = 20, 1e-2
 
 
 def main() -> None:
@@ -94,22 +97,19 @@ def with_head(name: str, seeds: Sequence[int]) -> dict[str, Any]:
 def masked_lm(seeds: Sequence[int]) -> dict[str, Any]:
     """Trials with label words on a masked language model made here."""
     texts = reviews_that_go_on()
-    tokenizer = build_tokenizer(texts, TRAINING.positions)
+    tokenizer = build_tokenizer([*texts, *WORDS.values()], TRAINING.positions)
     model, loss = pretrained(texts, tokenizer)
-    task = resolve_task(
-        TaskSpec(type="masked-lm", data="builtin:reviews", template=TEMPLATE, label_words=WORDS, max_length=48), ()
-    )
-    splits = load_splits(task, examples=EXAMPLES, seed=seeds[0])
+    task = resolve_task(TaskSpec(type="masked-lm", data="builtin:reviews", template=TEMPLATE, label_words=WORDS), ())
     calibration, validation, test = (
         make_batches(examples, tokenizer, max_length=48, batch_size=32, task_type="masked-lm", template=task.template)
-        for examples in (splits.calibration, splits.validation, splits.test)
+        for examples in map(short_examples, ("train", "validation", "test"))
     )
     data = ScoringData(calibration, validation)
     words = label_word_ids(tokenizer, task.label_words, task_type="masked-lm", template=task.template)
     subject = Verbalizer(model, words)
     trials, slots = [], []
     for seed in seeds:
-        settings = PromptSettings(TOKENS, EPOCHS, LEARNING_RATE, seed)
+        settings = PromptSettings(TOKENS, MASKED_EPOCHS, MASKED_LEARNING_RATE, seed)
         prompted = tune_prompt(subject, calibration, validation, settings, mask_token=tokenizer.mask_token_id)
         trials.append({"seed": seed, "losses": list(prompted.prompt.losses), "test_accuracy": accuracy(prompted, test)})
         slots.append(predictivity(prompted, data, task.labels, Reading("prompt"), TOKENS))
@@ -126,14 +126,25 @@ def masked_lm(seeds: Sequence[int]) -> dict[str, Any]:
     }
 
 
+def short_reviews(split: str) -> list[dict[str, str]]:
+    """The reviews of one split that are a single short statement."""
+    return [row for row in reviews(split) if len(row["text"].split()) <= SHORT]
+
+
+def short_examples(split: str) -> list[Example]:
+    """The first of them, with the labels' numbers."""
+    labels = list(WORDS)
+    return [Example((row["text"],), labels.index(row["label"])) for row in short_reviews(split)[:EXAMPLES]]
+
+
 def reviews_that_go_on() -> list[str]:
-    """Every review of the training split, half of them with a second sentence of an adjective of its own."""
+    """Short reviews of the training split, several times, each time with a second sentence drawn anew."""
     rng = np.random.default_rng(0)
     texts = []
-    for row in reviews("train"):
+    for row in short_reviews("train") * COPIES:
         praise = (row["label"] == "positive") == (rng.random() < AGREES)
-        ending = f" it was {rng.choice(ADJECTIVES[praise])} ."
-        texts.append(row["text"] + ending * (rng.random() < GOES_ON))
+        adjectives = [word for word in ADJECTIVES[praise] if word not in WORDS.values()]
+        texts.append(f"{row['text']} it was {rng.choice(adjectives)} .")
     return texts
 
 
@@ -204,32 +215,34 @@ def best(scores: NeuronScores) -> list[float]:
 
 
 def pretrained(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> tuple[BertForMaskedLM, float]:
-    """The demo's encoder, from nothing, learns to fill in some words of texts, and all that follow "it was"."""
+    """The demo's encoder, from nothing, learns to fill in the words that follow "it was"."""
     torch.manual_seed(0)
     body = build_model(TRAINING, len(tokenizer)).bert
-    model = BertForMaskedLM(body.config)
+    model = BertForMaskedLM(body.config).train()
     model.bert.load_state_dict(body.state_dict(), strict=False)  # a masked language model has no pooler
     optimizer = torch.optim.AdamW(model.parameters(), lr=TRAINING.learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, TRAINING.learning_rate, total_steps=PRETRAINING_STEPS)
+    schedule = get_constant_schedule_with_warmup(optimizer, WARM_UP)
     rng = np.random.default_rng(0)
     it_was = tokenizer.convert_tokens_to_ids(["it", "was"])
     losses = []
     for step in range(PRETRAINING_STEPS):
         drawn = [texts[index] for index in rng.integers(0, len(texts), PRETRAINING_BATCH)]
-        inputs = dict(tokenizer(drawn, padding=True, truncation=True, max_length=48, return_tensors="pt"))
-        ids, real = inputs["input_ids"], inputs["input_ids"] >= 5
-        chosen = torch.from_numpy(rng.random(tuple(ids.shape)) < MASKED_SHARE)
-        hidden = (chosen | follows(ids, it_was)) & real
-        inputs["input_ids"] = ids.masked_fill(hidden, tokenizer.mask_token_id)
-        loss = model(**inputs, labels=ids.masked_fill(~hidden, -100)).loss
+        inputs = dict(tokenizer(drawn, padding=True, return_tensors="pt"))
+        hidden = follows(inputs["input_ids"], it_was)
+        labels = inputs["input_ids"].masked_fill(~hidden, -100)
+        inputs["input_ids"] = inputs["input_ids"].masked_fill(hidden, tokenizer.mask_token_id)
+        # Texts start anywhere, so that slots in front of them bring nothing to places that the model never saw.
+        inputs["position_ids"] = torch.arange(labels.shape[1])[None] + int(rng.integers(0, 2 * TOKENS))
+        loss = model(**inputs, labels=labels).loss
         optimizer.zero_grad()
         loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         losses.append(float(loss.detach()))
-        if step % 500 == 499:
-            print(f"pretraining step {step + 1}: loss {np.mean(losses[-500:]):.3f}", flush=True)
-    return model.eval(), float(np.mean(losses[-500:]))
+        if step % 300 == 299:
+            print(f"pretraining step {step + 1}: loss {np.mean(losses[-300:]):.3f}", flush=True)
+    return model.eval(), float(np.mean(losses[-300:]))
 
 
 def follows(ids: Tensor, words: Sequence[int]) -> Tensor:

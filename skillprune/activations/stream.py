@@ -82,6 +82,7 @@ def stream(
                 release_freed_memory()
             run.begin(number)
             capacity.run(batches[number], put)
+    release_freed_memory()
 
 
 @dataclass
