@@ -33,6 +33,7 @@ from skillprune.data import Batch, Example
 from skillprune.families import find_ffns
 from skillprune.scoring import ScoringData, Settings, prepare_criteria, probe, settings_for
 from skillprune.scoring.engine import observe
+from skillprune.scoring.skill import GRADED_EXAMPLES
 
 FORWARD = ("wanda", "fluctuation", "magnitude", "random", "predictivity", "average_precision", "linear_probe")
 GRADIENTS = ("taylor", "fisher", "gauss_newton", "attribution")
@@ -162,8 +163,9 @@ def store(arguments: argparse.Namespace) -> dict[str, Any]:
 def memory(arguments: argparse.Namespace) -> dict[str, Any]:
     """Peak resident memory for two amounts of calibration data, each in a process of its own.
 
-    The larger amount is the batches of the smaller one again and again, so that only their number differs: with more
-    text there are also more long sentences, and memory is as large as the largest batch wants it.
+    The larger amount is the batches of the smaller one again and again, so that only their number differs: memory is as
+    large as the largest batch wants it, and more text has larger ones. For the same reason no batch is cut in two, in
+    either amount, by the bound of the examples whose gradients `skill` reads.
     """
     found = {}
     for kind in MEMORY:
@@ -221,8 +223,8 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 }
 
 
-def prepared(examples: int) -> tuple[Subject, ScoringData]:
-    """The dense model, as many calibration examples, and all of validation."""
+def prepared(examples: int, apart: int = 0) -> tuple[Subject, ScoringData]:
+    """The dense model, as many calibration examples, the first of them in batches of their own, and all of validation."""
     recipe = minilm_recipe()
     source = load_source(recipe.model)
     task = resolve_task(recipe.task, label_names(source.model))
@@ -231,7 +233,9 @@ def prepared(examples: int) -> tuple[Subject, ScoringData]:
     def batches(split: Sequence[Example]) -> tuple[Batch, ...]:
         return make_batches(split, source.tokenizer, max_length=task.max_length, batch_size=32)
 
-    return Classifier(source.model), ScoringData(batches(splits.calibration), batches(splits.validation))
+    first, others = batches(splits.calibration[:apart]), batches(splits.calibration[apart:])
+    calibration = (*first, *(shifted(batch, apart) for batch in others))
+    return Classifier(source.model), ScoringData(calibration, batches(splits.validation))
 
 
 def settings(subject: Subject, data: ScoringData) -> Settings:
@@ -356,11 +360,14 @@ def peak_mib(kind: str, examples: int) -> float:
 
 def again_and_again(turns: int) -> tuple[Subject, ScoringData]:
     """The model, and a thousand calibration examples ``turns`` times over, each time as new examples."""
-    subject, data = prepared(FEW)
-    repeated = [
-        replace(batch, indices=batch.indices + FEW * turn) for turn in range(turns) for batch in data.calibration
-    ]
+    subject, data = prepared(FEW, apart=GRADED_EXAMPLES)
+    repeated = [shifted(batch, FEW * turn) for turn in range(turns) for batch in data.calibration]
     return subject, ScoringData(repeated, data.validation)
+
+
+def shifted(batch: Batch, start: int) -> Batch:
+    """The batch with examples that are counted from ``start``."""
+    return replace(batch, indices=batch.indices + start)
 
 
 def score_all(subject: Subject, data: ScoringData, criteria: Sequence[str]) -> None:
