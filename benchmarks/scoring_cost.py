@@ -224,7 +224,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 
 
 def prepared(examples: int, apart: int = 0) -> tuple[Subject, ScoringData]:
-    """The dense model, as many calibration examples, the first of them in batches of their own, and all of validation."""
+    """The dense model, as many calibration examples, some of them in batches of their own, and all of validation."""
     recipe = minilm_recipe()
     source = load_source(recipe.model)
     task = resolve_task(recipe.task, label_names(source.model))
