@@ -68,8 +68,7 @@ def agreement(name: str, seed: int) -> dict[str, Any]:
     splits = load_splits(task, examples=EXAMPLES, seed=seed)
     data = ScoringData(*(batches(split, source.tokenizer) for split in (splits.calibration, splits.validation)))
     scores = scored(Classifier(source.model), data, list(CRITERIA), task.labels, seed)
-    # A layer where the probe gives no neuron any weight has no ranking, and does not count.
-    matrix = [[float(np.nanmean(one.compare(other)["encoder"])) for other in scores] for one in scores]
+    matrix = [[float(np.mean(one.compare(other)["encoder"])) for other in scores] for one in scores]
     for one, row in zip(scores, matrix, strict=True):
         print(name, one.criterion, [round(value, 2) for value in row], flush=True)
     return {"criteria": [each.criterion for each in scores], "spearman": np.round(matrix, 3).tolist()}

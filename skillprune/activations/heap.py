@@ -12,7 +12,7 @@ def release_freed_memory() -> None:
     """Returns freed pages from the middle of the heap, where glibc has a call for that; elsewhere does nothing.
 
     Tensors whose sizes differ from batch to batch leave holes that the next ones do not fit into. Kept holes would make
-    a process grow by a quarter over 20,000 examples, though nothing is held.
+    a process grow from batch to batch, though nothing is held.
     """
     if trim := _malloc_trim():
         trim(0)

@@ -26,7 +26,7 @@ MOST_WARM_UP_RUNS = 100
 MOST_WARM_UP_NS = 10_000 * NANOSECONDS_PER_MS
 # Below this a sample is mostly timer, interpreter and the waking of sleeping threads.
 SHORTEST_SAMPLE_NS = 2 * NANOSECONDS_PER_MS
-# Where a session's memory lies can cost it a few percent for as long as it lives; fewer openings than this say too
+# Where a session's memory lies can cost it time for as long as it lives; fewer openings than this say too
 # little about how much (results/interval-coverage.json in benchmarks/).
 OPENINGS = 6
 TRIES = 3

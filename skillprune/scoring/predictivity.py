@@ -98,7 +98,7 @@ def reference_skill_neurons(scores: NeuronScores, share: float) -> dict[str, tup
         share: of every layer's neurons, between 0 and 1.
 
     Raises:
-        DataError: the scores are of another criterion or scheme.
+        DataError: the scores are of another criterion, or have other than two tests.
     """
     per_test = scores.details.get("per_test", {})
     if scores.criterion != Predictivity.name or any(
