@@ -13,7 +13,7 @@ from skillprune.scoring.class_tests import refuse_rare_classes
 from skillprune.scoring.criterion import LayerScores, Read, Settings
 from skillprune.scoring.responses import ResponseCriterion
 
-ENTRIES = 2_000_000
+ENTRIES = 250_000
 """Responses that are ranked at once, so that memory does not grow with the number of examples."""
 
 Matrix = NDArray[np.float64]
