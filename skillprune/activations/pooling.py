@@ -72,7 +72,7 @@ def _mean(activations: Tensor, batch: Batch, reading: Reading, side: Side) -> Te
     first = _take(activations, mask.to(torch.uint8).argmax(dim=1))
     weights = mask.to(activations.dtype) / mask.sum(dim=1, keepdim=True)
     # Not weighed by zero: padding may hold infinities, which that would turn into NaN.
-    deviations = (activations - first).masked_fill_(~mask.unsqueeze(-1), 0)
+    deviations = silenced_(activations - first, ~mask)
     return first + torch.bmm(weights.unsqueeze(1), deviations)
 
 
@@ -89,6 +89,12 @@ _POOLS: dict[str, Callable[[Tensor, Batch, Reading, Side], Tensor]] = {
     "mean": _mean,
     "max": _max,
 }
+
+
+def silenced_(values: Tensor, where: Tensor) -> Tensor:
+    """Zeros in place at some positions ``(batch, sequence)`` of contiguous ``(batch, sequence, neurons)``."""
+    values.view(-1, values.shape[-1]).index_fill_(0, where.flatten().nonzero().squeeze(1), 0)
+    return values
 
 
 def _take(activations: Tensor, places: Tensor) -> Tensor:

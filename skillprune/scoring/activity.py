@@ -26,7 +26,7 @@ class Wanda(Criterion):
     def update(self, read: Read, seen: Observation) -> None:
         """Adds the batch's sum of squares over real tokens."""
         state = self.state(seen.ffn, read.split, seen.tokens.device)
-        state["squares"] += torch.linalg.vector_norm(seen.tokens, dim=0).double().square()
+        state["squares"] += seen.tokens.square().sum(dim=0)
 
     def finish(self, ffn: FFN) -> LayerScores:
         """Scores ``(neurons,)``."""
@@ -52,12 +52,11 @@ class Fluctuation(Criterion):
 
     def update(self, read: Read, seen: Observation) -> None:
         """Merges the batch's own mean and deviations."""
-        variance, mean = torch.var_mean(seen.tokens, dim=0, correction=0)
+        mean = seen.tokens.mean(dim=0)
+        deviation = (seen.tokens - mean).square().sum(dim=0)
         count = zeros(mean.device) + len(seen.tokens)
         self.state(seen.ffn, read.split, mean.device)
-        self.merge(
-            seen.ffn, read.split, {"count": count, "mean": mean.double(), "deviation": variance.double() * count}
-        )
+        self.merge(seen.ffn, read.split, {"count": count, "mean": mean.double(), "deviation": deviation.double()})
 
     def merge(self, ffn: FFN, split: Split, other: State) -> None:
         """Mean and deviations of both sets of tokens together."""
