@@ -19,13 +19,15 @@ from provenance import minilm_recipe, write_result
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from skillprune import export_onnx, load_source, plan_pruning, prune_
+from skillprune import export_onnx, load_source
 from skillprune.benchmark import Subject, measure_latency
 from skillprune.families import find_ffns
 from skillprune.pipeline.inputs import random_inputs
-from skillprune.scoring import Provenance, ScoringData, score_neurons
+from skillprune.planning import model_costs
+from skillprune.surgery import record_widths_, remove_neurons_
 
 SHAPES = [(8, 128), (1, 128), (1, 32)]
+MULTIPLE = 16
 
 
 class Bias(nn.Module):
@@ -57,7 +59,7 @@ def main() -> None:
         subjects, removed = [], {}
         for keep in arguments.keep:
             model = load_source(recipe.model, attention="eager").model
-            removed[f"keep {keep:g}"] = prune_by_magnitude(model, keep)
+            removed[f"keep {keep:g}"] = keep_first_neurons_(model, keep)
             subjects.append(export(f"keep {keep:g}", model, parity, folder))
         dense = export("dense", source.model, parity, folder)
         limit = export("without FFN", without_ffn(load_source(recipe.model, attention="eager").model), parity, folder)
@@ -83,14 +85,13 @@ def export(name: str, model: PreTrainedModel, parity: list[dict[str, NDArray[np.
     return Subject(name, "fp32", path)
 
 
-def prune_by_magnitude(model: PreTrainedModel, keep: float) -> float:
-    """Slices in place, without data (time does not depend on which neurons go); the share of FFN MACs removed."""
-    (scores,) = score_neurons(
-        model, ScoringData((), ()), criteria=["magnitude"], provenance=Provenance("", "", 0, "mean", 0)
-    )
-    plan = plan_pruning(model, scores, keep_ratio=keep)
-    prune_(model, plan)
-    return 1 - plan.after.ffn_macs / plan.before.ffn_macs
+def keep_first_neurons_(model: PreTrainedModel, keep: float) -> float:
+    """Slices in place (time does not depend on which neurons go); the share of FFN multiply-accumulates removed."""
+    before = model_costs(model)
+    for ffn in find_ffns(model):
+        remove_neurons_(ffn, range(round(keep * ffn.width / MULTIPLE) * MULTIPLE))
+    record_widths_(model)
+    return 1 - model_costs(model).ffn_macs / before.ffn_macs
 
 
 def without_ffn(model: PreTrainedModel) -> PreTrainedModel:

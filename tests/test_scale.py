@@ -37,7 +37,7 @@ from skillprune.scoring import (
     score_neurons,
     settings_for,
 )
-from skillprune.scoring.engine import observe
+from skillprune.scoring.engine import computing_device, observe
 from skillprune.scoring.exchange import own_share
 from skillprune.scoring.responses import ResponseCriterion
 
@@ -257,6 +257,14 @@ def test_offloaded_models_get_the_scores_of_models_in_memory(name: str, where: s
             for layer, vector in enumerate(layers):
                 where_ = f"{mine.criterion} {stack} {layer}"
                 np.testing.assert_allclose(vector, theirs.values[stack][layer], rtol=1e-5, err_msg=where_)
+
+
+def test_states_of_offloaded_layers_are_counted_where_they_compute() -> None:
+    model = tiny_bert()
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    ffns = find_ffns(model)
+    assert {ffn.down.weight.device.type for ffn in ffns} == {"meta"}
+    assert {computing_device(ffn).type for ffn in ffns} == {"cpu"}
 
 
 # --- half precision ----------------------------------------------------------------------------------------------

@@ -209,12 +209,12 @@ def _refuse_underflow(ffns: Sequence[FFN], workers: Sequence[Criterion]) -> None
 
 def _free_bytes(ffns: Sequence[FFN]) -> int:
     """What large states may take in each process; they live where the layers compute."""
-    gpus = {device for device in map(_device, ffns) if device.type == "cuda"}
+    gpus = {device for device in map(computing_device, ffns) if device.type == "cuda"}
     free = [psutil.virtual_memory().available, *(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus)]
     return int(STATE_SHARE * min(free)) // processes()[1]
 
 
-def _device(ffn: FFN) -> torch.device:
+def computing_device(ffn: FFN) -> torch.device:
     """Where the FFN computes, also when accelerate keeps its weights elsewhere and lends them to it."""
     lent_to = getattr(getattr(ffn.down, "_hf_hook", None), "execution_device", None)
     return ffn.down.weight.device if lent_to is None else torch.device(lent_to)
