@@ -23,11 +23,10 @@ from skillprune import export_onnx, load_source
 from skillprune.benchmark import Subject, measure_latency
 from skillprune.families import find_ffns
 from skillprune.pipeline.inputs import random_inputs
-from skillprune.planning import model_costs
+from skillprune.planning import predict_plan
 from skillprune.surgery import record_widths_, remove_neurons_
 
 SHAPES = [(8, 128), (1, 128), (1, 32)]
-MULTIPLE = 16
 
 
 class Bias(nn.Module):
@@ -87,11 +86,11 @@ def export(name: str, model: PreTrainedModel, parity: list[dict[str, NDArray[np.
 
 def keep_first_neurons_(model: PreTrainedModel, keep: float) -> float:
     """Slices in place (time does not depend on which neurons go); the share of FFN multiply-accumulates removed."""
-    before = model_costs(model)
+    predicted = predict_plan(model, keep_ratio=keep)
     for ffn in find_ffns(model):
-        remove_neurons_(ffn, range(round(keep * ffn.width / MULTIPLE) * MULTIPLE))
+        remove_neurons_(ffn, range(predicted.width_after[ffn.stack.name][ffn.layer]))
     record_widths_(model)
-    return 1 - model_costs(model).ffn_macs / before.ffn_macs
+    return 1 - predicted.after.ffn_macs / predicted.before.ffn_macs
 
 
 def without_ffn(model: PreTrainedModel) -> PreTrainedModel:

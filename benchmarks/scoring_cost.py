@@ -31,7 +31,7 @@ from skillprune.activations import Reading
 from skillprune.answers import Classifier, label_names
 from skillprune.data import Batch, Example
 from skillprune.families import find_ffns
-from skillprune.scoring import ScoringData, Settings, prepare_criteria, probe, settings_for
+from skillprune.scoring import ScoringData, prepare_criteria, probe, settings_for
 from skillprune.scoring.engine import observe
 from skillprune.scoring.skill import GRADED_EXAMPLES
 
@@ -42,8 +42,6 @@ MEMORY = {
     "responses": ("average_precision", "linear_probe"),
 }
 FEW, MANY = 1_000, 20_000
-
-Subject = Classifier
 
 
 def main() -> None:
@@ -88,10 +86,10 @@ def against_bare(criteria: Sequence[str], arguments: argparse.Namespace, splits:
     subject, data = prepared(arguments.examples)
     batches = [batch for split in splits for batch in getattr(data, split)]
     ffns, rng = find_ffns(subject.model), np.random.default_rng(0)
-    workers = prepare_criteria(ffns, criteria, settings(subject, data))
+    workers = prepare_criteria(ffns, criteria, settings_for(subject, data))
 
     def streaming() -> None:
-        workers[:] = prepare_criteria(ffns, criteria, settings(subject, data))
+        workers[:] = prepare_criteria(ffns, criteria, settings_for(subject, data))
         observe(subject, data, [(worker, ffns) for worker in workers], Reading())
 
     def bare() -> None:
@@ -223,7 +221,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 }
 
 
-def prepared(examples: int, apart: int = 0) -> tuple[Subject, ScoringData]:
+def prepared(examples: int, apart: int = 0) -> tuple[Classifier, ScoringData]:
     """The dense model, as many calibration examples, some of them in batches of their own, and all of validation."""
     recipe = minilm_recipe()
     source = load_source(recipe.model)
@@ -238,12 +236,7 @@ def prepared(examples: int, apart: int = 0) -> tuple[Subject, ScoringData]:
     return Classifier(source.model), ScoringData(calibration, batches(splits.validation))
 
 
-def settings(subject: Subject, data: ScoringData) -> Settings:
-    """The defaults."""
-    return settings_for(subject, data)
-
-
-def run_bare(subject: Subject, batches: Sequence[Batch]) -> None:
+def run_bare(subject: Classifier, batches: Sequence[Batch]) -> None:
     """The forward passes that scoring cannot do without."""
     with torch.inference_mode():
         for batch in batches:
@@ -257,15 +250,15 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def streamed_predictivity(subject: Subject, data: ScoringData) -> list[NDArray[np.float64]]:
+def streamed_predictivity(subject: Classifier, data: ScoringData) -> list[NDArray[np.float64]]:
     """Ours, from model to scores."""
     ffns = find_ffns(subject.model)
-    workers = prepare_criteria(ffns, ["predictivity"], settings(subject, data))
+    workers = prepare_criteria(ffns, ["predictivity"], settings_for(subject, data))
     observe(subject, data, [(workers[0], ffns)], Reading())
     return [workers[0].finish(ffn).scores for ffn in ffns]
 
 
-def stored_predictivity(subject: Subject, sentences: dict[str, list[Batch]]) -> list[NDArray[np.float64]]:
+def stored_predictivity(subject: Classifier, sentences: dict[str, list[Batch]]) -> list[NDArray[np.float64]]:
     """The same scores by keeping everything: arrays per batch, layer and position, and loops over sentences."""
     ffns = find_ffns(subject.model)
     kept: dict[str, list[list[list[NDArray[np.float32]]]]] = {}
@@ -287,7 +280,7 @@ def stored_predictivity(subject: Subject, sentences: dict[str, list[Batch]]) -> 
     ]
 
 
-def all_activations(subject: Subject, batch: Batch) -> list[Tensor]:
+def all_activations(subject: Classifier, batch: Batch) -> list[Tensor]:
     """Every layer's activations of one batch."""
     found: list[Tensor] = []
     hooks = [
@@ -358,7 +351,7 @@ def peak_mib(kind: str, examples: int) -> float:
     return watch.peak_mib
 
 
-def again_and_again(turns: int) -> tuple[Subject, ScoringData]:
+def again_and_again(turns: int) -> tuple[Classifier, ScoringData]:
     """The model, and a thousand calibration examples ``turns`` times over, each time as new examples."""
     subject, data = prepared(FEW, apart=GRADED_EXAMPLES)
     repeated = [shifted(batch, FEW * turn) for turn in range(turns) for batch in data.calibration]
@@ -370,11 +363,11 @@ def shifted(batch: Batch, start: int) -> Batch:
     return replace(batch, indices=batch.indices + start)
 
 
-def score_all(subject: Subject, data: ScoringData, criteria: Sequence[str]) -> None:
+def score_all(subject: Classifier, data: ScoringData, criteria: Sequence[str]) -> None:
     """Streams and finishes; the probe is stopped after two passes, which touch everything that more of them would."""
     probe.ITERATIONS = 2
     ffns = find_ffns(subject.model)
-    workers = prepare_criteria(ffns, criteria, settings(subject, data))
+    workers = prepare_criteria(ffns, criteria, settings_for(subject, data))
     observe(subject, data, [(worker, ffns) for worker in workers], Reading())
     for worker in workers:
         for ffn in ffns:

@@ -461,10 +461,27 @@ def test_half_precision_is_pooled_in_single_precision() -> None:
     assert float(found) == pytest.approx(float(values.double().mean()), rel=1e-6)
 
 
-def test_a_healthy_float16_layer_is_not_called_broken() -> None:
-    """Its activations are finite, though their sum is not in float16."""
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float16, 6e4), (torch.float32, 3e38)])
+def test_activations_whose_sum_overflows_are_not_called_broken(dtype: torch.dtype, size: float) -> None:
     ffn, batch = find_ffns(tiny_bert())[0], tiny_batches()[0]
-    Observation(ffn, batch, 0, Reading(), torch.full((*batch.mask.shape, 32), 60_000.0).half()).check()
+    values = torch.full((*batch.mask.shape, 32), size, dtype=dtype)
+    assert values.isfinite().all()
+    assert not values.sum(dtype=dtype).isfinite()
+    tokens = Observation(ffn, batch, 0, Reading(), values).tokens
+    assert torch.equal(tokens, torch.full((int(batch.mask.sum()), 32), values[0, 0, 0].item()))
+    values[0, 0, 0] = torch.inf
+    with pytest.raises(DataError, match="not finite"):
+        Observation(ffn, batch, 0, Reading(), values).check()
+
+
+def test_activations_may_lie_in_memory_in_any_order() -> None:
+    ffn, batch = find_ffns(tiny_bert())[0], tiny_batches(pad_to=15)[0]
+    values = torch.randn(*batch.mask.shape, 32)
+    turned = values.permute(2, 1, 0).contiguous().permute(2, 1, 0)
+    assert not turned.is_contiguous()
+    plain, other = (Observation(ffn, batch, 0, Reading(), each, each) for each in (values, turned))
+    for name in ("tokens", "pooled", "effects"):
+        torch.testing.assert_close(getattr(other, name), getattr(plain, name))
 
 
 @pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="a call of glibc")

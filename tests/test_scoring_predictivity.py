@@ -359,7 +359,9 @@ def test_the_published_choice_serves_positive_against_negative_first_and_fills_u
 def test_the_published_choice_for_three_classes_needs_its_tests() -> None:
     model = tiny_bert(num_labels=3, layers=1).double()
     other_scheme, other_criterion = score(model, data_of(THREE), "predictivity", "wanda")
-    for scores in (other_scheme, other_criterion):
+    (two_classes,) = score(tiny_bert(), data_of(), "predictivity")
+    assert len(two_classes.details["per_test"]["encoder"][0]) == 2  # as many tests as the published scheme has
+    for scores in (other_scheme, other_criterion, two_classes):
         with pytest.raises(DataError, match="multiclass: reference"):
             reference_skill_neurons(scores, 0.1)
 

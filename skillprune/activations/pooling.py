@@ -92,9 +92,9 @@ _POOLS: dict[str, Callable[[Tensor, Batch, Reading, Side], Tensor]] = {
 
 
 def silenced_(values: Tensor, where: Tensor) -> Tensor:
-    """Zeros in place at some positions ``(batch, sequence)`` of contiguous ``(batch, sequence, neurons)``."""
-    values.view(-1, values.shape[-1]).index_fill_(0, where.flatten().nonzero().squeeze(1), 0)
-    return values
+    """``(batch, sequence, neurons)`` with zeros at some positions ``(batch, sequence)``; in place where contiguous."""
+    rows = values.reshape(-1, values.shape[-1])
+    return rows.index_fill_(0, where.flatten().nonzero().squeeze(1), 0).view(values.shape)
 
 
 def _take(activations: Tensor, places: Tensor) -> Tensor:

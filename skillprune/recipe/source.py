@@ -139,6 +139,7 @@ class _Walk:
         self.seen: set[int] = set()
 
     def value(self, node: yaml.Node, path: tuple[str | int, ...], key: yaml.Node | None) -> Any:
+        """The plain value of a node; its place is noted, and so is every problem, for which None stands in."""
         name = dotted(path)
         self.document.places[name] = self.place(node, key)
         if id(node) in self.seen:  # would let a few lines grow without bound
@@ -179,6 +180,7 @@ class _Walk:
         self.document.problems.append(self.document.problem(name, message, at_key=at_key))
 
     def place(self, node: yaml.Node, key: yaml.Node | None) -> Place:
+        """Where a node and its key begin, counted from 1, with the beginning of its text."""
         start, key_start = node.start_mark, (key or node).start_mark
         text = start.buffer[start.pointer : node.end_mark.pointer] if start.buffer else ""
         text = " ".join(text.strip().rstrip("\0").split())

@@ -98,12 +98,13 @@ def reference_skill_neurons(scores: NeuronScores, share: float) -> dict[str, tup
         share: of every layer's neurons, between 0 and 1.
 
     Raises:
-        DataError: the scores are of another criterion, or have other than two tests.
+        DataError: the scores are of another criterion or scheme.
     """
     per_test = scores.details.get("per_test", {})
-    if scores.criterion != Predictivity.name or any(
-        len(layer) != 2 for layers in per_test.values() for layer in layers
-    ):
+    tests = [layer for layers in per_test.values() for layer in layers]
+    # Two classes that are told from each other make two tests as well, each the mirror of the other.
+    mirrored = all(np.array_equal(layer[0], layer[-1]) for layer in tests)
+    if scores.criterion != Predictivity.name or mirrored or any(len(layer) != 2 for layer in tests):
         raise DataError("the published choice for three classes needs predictivity scored with multiclass: reference")
     return {stack: tuple(_served_in_turn(layer, share) for layer in layers) for stack, layers in per_test.items()}
 
