@@ -23,7 +23,7 @@ from skillprune import export_onnx, load_source
 from skillprune.benchmark import Subject, measure_latency
 from skillprune.families import find_ffns
 from skillprune.pipeline.inputs import random_inputs
-from skillprune.planning import predict_plan
+from skillprune.planning import KeepRatio, predict_plan
 from skillprune.surgery import record_widths_, remove_neurons_
 
 SHAPES = [(8, 128), (1, 128), (1, 32)]
@@ -86,7 +86,7 @@ def export(name: str, model: PreTrainedModel, parity: list[dict[str, NDArray[np.
 
 def keep_first_neurons_(model: PreTrainedModel, keep: float) -> float:
     """Slices in place (time does not depend on which neurons go); the share of FFN multiply-accumulates removed."""
-    predicted = predict_plan(model, keep_ratio=keep)
+    predicted = predict_plan(model, KeepRatio(keep))
     for ffn in find_ffns(model):
         remove_neurons_(ffn, range(predicted.width_after[ffn.stack.name][ffn.layer]))
     record_widths_(model)

@@ -1,86 +1,214 @@
-"""Test accuracy of MiniLM on SST-2 after pruning without training, per criterion, width, repair and seed.
+"""Accuracy after pruning without training: criteria x repairs x widths, on MiniLM fine-tuned for three tasks.
 
-The seed draws the calibration sample. Nothing is chosen by what comes out: every configuration reads the test split
-once.
+The seed draws the calibration sample. Nothing is chosen by what comes out: the test split is read once per arm. Scores
+are computed once per task and seed and shared by all arms; every finished arm is kept in ``work/quality``, so that an
+interrupted run goes on where it stopped. ``report`` writes the result file from the arms that are there.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from typing import Any
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from time import monotonic
+from typing import Any, NamedTuple
 
-from provenance import minilm_recipe, over_seeds, write_result
+import numpy as np
+from findings import SHARED, batches, spec
+from provenance import HERE, over_seeds, write_result
 
-from skillprune import load_source, load_splits, make_batches, plan_pruning, prune_and_repair_, resolve_task
-from skillprune.answers import label_names
-from skillprune.data import Batch, Example
-from skillprune.evaluation import Predictions, accuracy, compare, predict_split, torch_predictor
+from skillprune import KeepRatio, load_source, load_splits, plan_pruning, prune_and_repair_, resolve_task
+from skillprune.answers import Classifier, label_names
+from skillprune.evaluation import Predictions, accuracy, compare, predict_split, standard_error, torch_predictor
+from skillprune.pipeline.blockwise import chosen_again
+from skillprune.planning import PruningPlan, curves_of
+from skillprune.progress import silent
+from skillprune.recipe import ModelSpec
 from skillprune.repair import METHODS
-from skillprune.scoring import Provenance, ScoringData, score_neurons
+from skillprune.scoring import (
+    CRITERIA,
+    NeuronScores,
+    Provenance,
+    ScoringData,
+    load_scores,
+    save_scores,
+    score_neurons,
+    settings_for,
+)
 
-ARM = ("criterion", "keep_ratio", "repair")
-MAIN = [(criterion, keep, "least_squares") for criterion in ("skill", "wanda") for keep in (0.5, 0.25)]
-CONTROLS = [
-    ("wanda", 0.25, "mean"),
-    ("wanda", 0.25, "zero"),
-    *((criterion, 0.25, method) for criterion in ("predictivity", "magnitude", "random") for method in METHODS),
-]
+WORK = HERE / "work" / "quality"
+EXAMPLES = 2048
+CHECKPOINTS = {
+    "sst2": SHARED / "models" / "minilm-sst2",
+    "trec": SHARED / "models" / "minilm-trec",
+    "clinc150": HERE / "work" / "minilm-clinc150",  # written by finetune.py
+}
+
+
+class Arm(NamedTuple):
+    """One way to prune, at one width."""
+
+    criterion: str
+    repair: str
+    keep_ratio: float
+    allocation: str = "uniform"
+    selection: str = "once"
+
+
+DENSE = Arm("none", "none", 1.0)
+DEFAULT = {"criterion": "skill", "repair": "least_squares", "allocation": "uniform", "selection": "once"}
 
 
 def main() -> None:
-    """Runs every arm for every seed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--controls", action="store_true", help="other criteria and repairs, on the first seed")
+    """Runs the arms that were asked for and are not done, and writes the result file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="*", choices=CHECKPOINTS, default=["sst2", "trec"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--keep", type=float, nargs="+", default=[0.25, 0.1, 0.02])
+    parser.add_argument("--criteria", nargs="+", choices=CRITERIA, default=list(CRITERIA))
+    parser.add_argument("--repairs", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--modes", action="store_true", help="skill with every allocation and selection instead")
     arguments = parser.parse_args()
-    seeds = arguments.seeds[:1] if arguments.controls else arguments.seeds
-    rows = [row for seed in seeds for row in one_seed(seed, CONTROLS if arguments.controls else MAIN)]
-    name = "quality-minilm-sst2-controls" if arguments.controls else "quality-minilm-sst2"
-    write_result(name, seeds=seeds, result={"rows": rows, "summary": over_seeds(rows, ARM, "test_accuracy")})
+    arms = [DENSE, *(modes(arguments.keep) if arguments.modes else crossed(arguments))]
+    for task in arguments.tasks:
+        for seed in arguments.seeds:
+            bench = Bench(task, seed)
+            for arm in arms:
+                bench.run(arm)
+    rows = [row for task in CHECKPOINTS for row in finished(task)]
+    arm_keys = ("task", *Arm._fields)
+    seeds = sorted({row["seed"] for row in rows})
+    write_result("quality-minilm", seeds=seeds, result={"rows": rows, "summary": over_seeds(rows, arm_keys, "test")})
 
 
-def one_seed(seed: int, arms: Sequence[tuple[str, float, str]]) -> list[dict[str, Any]]:
-    """All arms on one calibration sample."""
-    recipe = minilm_recipe()
-    source = load_source(recipe.model)
-    task = resolve_task(recipe.task, label_names(source.model))
-    splits = load_splits(task, examples=recipe.scoring.examples, seed=seed)
-
-    def batches(examples: Sequence[Example]) -> tuple[Batch, ...]:
-        return make_batches(examples, source.tokenizer, max_length=task.max_length, batch_size=32)
-
-    calibration, test = batches(splits.calibration), batches(splits.test)
-    scores = score_neurons(
-        source.model,
-        ScoringData(calibration, batches(splits.validation)),
-        criteria=sorted({criterion for criterion, _, _ in arms}),
-        provenance=Provenance(source.fingerprint, splits.fingerprint(), len(splits.calibration), "mean", seed),
+def crossed(arguments: argparse.Namespace) -> Iterable[Arm]:
+    """Every criterion with every repair at every width."""
+    return (
+        Arm(criterion, repair, keep)
+        for keep in arguments.keep
+        for repair in arguments.repairs
+        for criterion in arguments.criteria
     )
-    dense = predict_split(torch_predictor(source.model), test)
-    rows = [row(seed, ("none", 1.0, "none"), dense, dense)]
-    for arm in arms:
-        criterion, keep, method = arm
-        model = load_source(recipe.model).model
-        decisive = next(each for each in scores if each.criterion == criterion)
-        prune_and_repair_(model, plan_pruning(model, decisive, keep_ratio=keep), calibration, method=method)
-        rows.append(row(seed, arm, dense, predict_split(torch_predictor(model), test)))
-        print(rows[-1], flush=True)
+
+
+def modes(kept: Sequence[float]) -> Iterable[Arm]:
+    """`skill` with least squares: how widths are shared out and when neurons are chosen."""
+    return (
+        Arm("skill", "least_squares", keep, allocation, selection)
+        for keep in kept
+        for allocation in ("uniform", "global")
+        for selection in ("once", "blockwise")
+    )
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One task and one calibration sample."""
+
+    task: str
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Where its arms are kept."""
+        return WORK / self.task / str(self.seed)
+
+    @cached_property
+    def checkpoint(self) -> ModelSpec:
+        """The dense model."""
+        return ModelSpec(name=str(CHECKPOINTS[self.task]), dtype="float32")
+
+    @cached_property
+    def _prepared(self) -> Any:
+        source = load_source(self.checkpoint)
+        task = resolve_task(spec(self.task), label_names(source.model))
+        splits = load_splits(task, examples=EXAMPLES, seed=self.seed)
+        data = ScoringData(*(batches(split, source.tokenizer) for split in (splits.calibration, splits.validation)))
+        return source, task, splits, data, batches(splits.test, source.tokenizer)
+
+    @cached_property
+    def scores(self) -> dict[str, NeuronScores]:
+        """All criteria, computed together."""
+        path = self.folder / "scores.safetensors"
+        if not path.is_file():
+            source, task, splits, data, _ = self._prepared
+            subject = Classifier(source.model)
+            settings = settings_for(subject, data, labels=task.labels, seed=self.seed, keep_metric=True)
+            seen = Provenance(source.fingerprint, splits.fingerprint(), len(splits.calibration), "mean", self.seed)
+            found = score_neurons(subject, data, criteria=list(CRITERIA), provenance=seen, settings=settings)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_scores(found, path)
+        return {each.criterion: each for each in load_scores(path)}
+
+    def run(self, arm: Arm) -> None:
+        """Prunes, reads the test split once, and keeps the answers."""
+        path = self.folder / f"{'-'.join(map(str, arm))}.npz"
+        if path.is_file():
+            return
+        source, _, _, data, test = self._prepared
+        started, model, widths = monotonic(), load_source(self.checkpoint).model, {}
+        if arm != DENSE:
+            plan = self.plan(arm)
+            prune_and_repair_(model, plan, data.calibration, method=arm.repair)
+            widths = plan.width_after
+        seconds = monotonic() - started
+        found = predict_split(torch_predictor(model), test)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        facts = json.dumps({"widths": widths, "seconds": round(seconds, 1)})
+        np.savez(path, labels=found.labels, predicted=found.predicted, facts=np.array(facts))
+        print(self.task, self.seed, *arm, round(accuracy(found.labels, found.predicted), 4), facts, flush=True)
+
+    def plan(self, arm: Arm) -> PruningPlan:
+        """Which neurons stay."""
+        source, _, _, data, _ = self._prepared
+        scores = self.scores[arm.criterion]
+        curves = curves_of(scores) if arm.allocation == "global" else None
+        plan = plan_pruning(source.model, scores, KeepRatio(arm.keep_ratio), curves=curves)
+        if arm.selection == "once":
+            return plan
+        from dataclasses import replace
+
+        return replace(
+            plan, keep=chosen_again(load_source(self.checkpoint).model, plan, scores, data.calibration, silent)
+        )
+
+
+def finished(task: str) -> list[dict[str, Any]]:
+    """A row per arm that was run: beside the dense model, and beside skillprune's default of the same width."""
+    rows = []
+    for folder in sorted((WORK / task).glob("*")):
+        done = {path.stem: np.load(path) for path in sorted(folder.glob("*.npz"))}
+        answers = {name: Predictions(each["labels"], each["predicted"]) for name, each in done.items()}
+        for name, given in answers.items():
+            arm = dict(zip(Arm._fields, name.split("-"), strict=True))
+            arm["keep_ratio"] = float(arm["keep_ratio"])
+            own = answers.get("-".join(str({**arm, **DEFAULT}[field]) for field in Arm._fields))
+            rows.append(
+                {
+                    "task": task,
+                    "seed": int(folder.name),
+                    **arm,
+                    **json.loads(str(done[name]["facts"])),
+                    "test": accuracy(given.labels, given.predicted),
+                    "to_dense": paired(answers["-".join(map(str, DENSE))], given),
+                    "to_default": None if own is None else paired(own, given),
+                }
+            )
     return rows
 
 
-def row(seed: int, arm: tuple[str, float, str], dense: Predictions, pruned: Predictions) -> dict[str, Any]:
-    """One line of the table."""
-    found = compare(dense, pruned, metric="accuracy", seed=seed)
+def paired(first: Predictions, second: Predictions) -> dict[str, float]:
+    """What the second has more than the first, with its interval, McNemar's test and standard error."""
+    found = compare(first, second, metric="accuracy", seed=0, draws=2000)
     return {
-        "seed": seed,
-        **dict(zip(ARM, arm, strict=True)),
-        "test_accuracy": accuracy(pruned.labels, pruned.predicted),
         "difference": found.difference,
-        "ci_low": found.low,
-        "ci_high": found.high,
+        "low": found.low,
+        "high": found.high,
         "p_value": found.p_value,
-        "agreement": found.agreement,
+        "standard_error": standard_error(first, second, metric="accuracy", seed=0),
     }
 
 

@@ -19,7 +19,7 @@ from provenance import over_seeds, write_result
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from skillprune import load_source, load_splits, plan_pruning, prune_and_repair_, resolve_task
+from skillprune import KeepRatio, load_source, load_splits, plan_pruning, prune_and_repair_, resolve_task
 from skillprune.answers import ClassAnswers, Classifier, label_names
 from skillprune.data import Batch
 from skillprune.evaluation import accuracy, predict_split, torch_predictor
@@ -96,7 +96,7 @@ def one_seed(name: str, seed: int) -> list[dict[str, Any]]:
         for keep in KEPT:
             model = load_source(checkpoint).model
             prune_and_repair_(
-                model, plan_pruning(model, scores, keep_ratio=keep), data.calibration, method="least_squares"
+                model, plan_pruning(model, scores, KeepRatio(keep)), data.calibration, method="least_squares"
             )
             found = predict_split(torch_predictor(model), data.validation)
             rows.append({"task": name, "seed": seed, "choice": choice, "keep_ratio": keep})

@@ -18,7 +18,18 @@ if TYPE_CHECKING:
     from skillprune.errors import SkillPruneError
     from skillprune.export import export_onnx
     from skillprune.pipeline import run
-    from skillprune.planning import PruningPlan, load_plan, plan_pruning
+    from skillprune.planning import (
+        KeepRatio,
+        LatencyTable,
+        Macs,
+        MaxDrop,
+        Parameters,
+        PruningPlan,
+        Speedup,
+        Trial,
+        load_plan,
+        plan_pruning,
+    )
     from skillprune.recipe import Recipe, load_recipe
     from skillprune.repair import prune_and_repair_
     from skillprune.report import Report, read_report
@@ -27,14 +38,21 @@ if TYPE_CHECKING:
     from skillprune.tasks import Task, resolve_task
 
 _ROOMS = {
+    "KeepRatio": "planning",
+    "LatencyTable": "planning",
+    "Macs": "planning",
+    "MaxDrop": "planning",
     "NeuronScores": "scoring",
+    "Parameters": "planning",
     "Provenance": "scoring",
     "PruningPlan": "planning",
     "Recipe": "recipe",
     "Report": "report",
     "ScoringData": "scoring",
     "SkillPruneError": "errors",
+    "Speedup": "planning",
     "Task": "tasks",
+    "Trial": "planning",
     "export_onnx": "export",
     "load_plan": "planning",
     "load_recipe": "recipe",
@@ -56,14 +74,21 @@ _ROOMS = {
 }
 
 __all__ = [
+    "KeepRatio",
+    "LatencyTable",
+    "Macs",
+    "MaxDrop",
     "NeuronScores",
+    "Parameters",
     "Provenance",
     "PruningPlan",
     "Recipe",
     "Report",
     "ScoringData",
     "SkillPruneError",
+    "Speedup",
     "Task",
+    "Trial",
     "export_onnx",
     "load_plan",
     "load_recipe",

@@ -107,19 +107,31 @@ def predict_split(
 def compare(first: Predictions, second: Predictions, *, metric: str, seed: int, draws: int = 10_000) -> Comparison:
     """Compares two models on the same examples, with a paired bootstrap over examples and McNemar's exact test."""
     measure = METRICS[metric]
-    rng = np.random.default_rng(seed)
-    samples = (rng.integers(0, len(first.labels), size=len(first.labels)) for _ in range(draws))
-    differences = [
-        measure(first.labels[drawn], second.predicted[drawn]) - measure(first.labels[drawn], first.predicted[drawn])
-        for drawn in samples
-    ]
-    low, high = np.quantile(differences, [0.025, 0.975])
+    low, high = np.quantile(_differences(first, second, metric, seed, draws), [0.025, 0.975])
     return Comparison(
         difference=measure(second.labels, second.predicted) - measure(first.labels, first.predicted),
         low=float(low),
         high=float(high),
         p_value=mcnemar(first, second),
         agreement=float(np.mean(first.predicted == second.predicted)),
+    )
+
+
+def standard_error(first: Predictions, second: Predictions, *, metric: str, seed: int, draws: int = 1000) -> float:
+    """Standard error of the difference of two models' metrics on the same examples, by a paired bootstrap."""
+    return float(np.std(_differences(first, second, metric, seed, draws)))
+
+
+def _differences(first: Predictions, second: Predictions, metric: str, seed: int, draws: int) -> NDArray[np.float64]:
+    """Metric of the second minus metric of the first in samples drawn with replacement."""
+    measure = METRICS[metric]
+    rng = np.random.default_rng(seed)
+    samples = (rng.integers(0, len(first.labels), size=len(first.labels)) for _ in range(draws))
+    return np.array(
+        [
+            measure(first.labels[drawn], second.predicted[drawn]) - measure(first.labels[drawn], first.predicted[drawn])
+            for drawn in samples
+        ]
     )
 
 

@@ -6,6 +6,7 @@ What is done with the neurons found here (hooking, scoring, slicing, repairing) 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -35,6 +36,7 @@ class Stack:
         width_attribute: config attribute that holds the width when every layer of the stack has the same.
         residual: path of the module whose input is the residual stream that the FFN's output is added to. In
             post-norm blocks that is the up projection itself; in pre-norm blocks it is the norm before the FFN.
+        attention: path of the projection whose output is added to the block's input: what attention has to say.
         gate: path of the projection that is activated and multiplies up, row by row; none in a plain FFN.
         side: which tokens the stack runs over.
     """
@@ -45,6 +47,7 @@ class Stack:
     down: str
     width_attribute: str
     residual: str
+    attention: str
     gate: str | None = None
     side: Side = "input"
 
@@ -60,6 +63,7 @@ class FFN:
     up: nn.Linear
     down: nn.Linear
     residual: nn.Module
+    attention: nn.Linear
     gate: nn.Linear | None = None
 
     @property
@@ -110,6 +114,7 @@ _BERT_ENCODER = Stack(
     down="output.dense",
     width_attribute="intermediate_size",
     residual="intermediate.dense",
+    attention="attention.output.dense",
 )
 
 _BART_ENCODER = Stack(
@@ -119,6 +124,7 @@ _BART_ENCODER = Stack(
     down="fc2",
     width_attribute="encoder_ffn_dim",
     residual="fc1",
+    attention="self_attn.out_proj",
 )
 _BART_DECODER = replace(
     _BART_ENCODER, name="decoder", blocks="decoder.layers", width_attribute="decoder_ffn_dim", side="output"
@@ -135,6 +141,7 @@ FAMILIES: dict[str, tuple[Stack, ...]] = {
             down="ffn.lin2",
             width_attribute="hidden_dim",
             residual="ffn.lin1",
+            attention="attention.out_lin",
         ),
     ),
     "llama": (
@@ -146,6 +153,7 @@ FAMILIES: dict[str, tuple[Stack, ...]] = {
             down="mlp.down_proj",
             width_attribute="intermediate_size",
             residual="post_attention_layernorm",
+            attention="self_attn.o_proj",
         ),
     ),
     "roberta": (_BERT_ENCODER,),
@@ -184,7 +192,7 @@ def find_ffns(model: PreTrainedModel) -> tuple[FFN, ...]:
         known = ", ".join(sorted(FAMILIES))
         raise UnsupportedArchitecture(
             f"model_type {model_type!r} has no row in skillprune/families.py (known: {known}); "
-            "add one with the paths of its up, gate and down projections"
+            "add one with the paths of its projections"
         )
     body = base_model(model)
     return tuple(ffn for stack in FAMILIES[model_type] for ffn in _resolve_stack(body, stack, model_type))
@@ -198,23 +206,30 @@ def by_stack(ffns: Sequence[FFN]) -> dict[str, tuple[FFN, ...]]:
     return grouped
 
 
+def copy_of(ffn: FFN) -> FFN:
+    """The same FFN in a copy of its block, which shares nothing with the model."""
+    return _resolve_ffn(deepcopy(ffn.block), ffn.stack, ffn.layer, type(ffn.block).__name__)
+
+
 def _resolve_stack(body: nn.Module, stack: Stack, model_type: str) -> list[FFN]:
     blocks = _module(body, stack.blocks, model_type)
     if not isinstance(blocks, nn.ModuleList):
         raise UnsupportedArchitecture(f"{model_type}: {stack.blocks!r} is not a list of blocks")
-    return [
-        FFN(
-            stack=stack,
-            layer=layer,
-            block=block,
-            path=f"{stack.blocks}.{layer}",
-            up=_linear(block, stack.up, model_type),
-            down=_linear(block, stack.down, model_type),
-            residual=_module(block, stack.residual, model_type),
-            gate=None if stack.gate is None else _linear(block, stack.gate, model_type),
-        )
-        for layer, block in enumerate(blocks)
-    ]
+    return [_resolve_ffn(block, stack, layer, model_type) for layer, block in enumerate(blocks)]
+
+
+def _resolve_ffn(block: nn.Module, stack: Stack, layer: int, model_type: str) -> FFN:
+    return FFN(
+        stack=stack,
+        layer=layer,
+        block=block,
+        path=f"{stack.blocks}.{layer}",
+        up=_linear(block, stack.up, model_type),
+        down=_linear(block, stack.down, model_type),
+        residual=_module(block, stack.residual, model_type),
+        attention=_linear(block, stack.attention, model_type),
+        gate=None if stack.gate is None else _linear(block, stack.gate, model_type),
+    )
 
 
 def _module(parent: nn.Module, path: str, model_type: str) -> nn.Module:

@@ -43,12 +43,23 @@ def masked(model: PreTrainedModel, plan: PruningPlan) -> Iterator[PreTrainedMode
     """
     ffns = find_ffns(model)
     check_plan(ffns, plan)
-    with ExitStack() as hooks:
+    with ExitStack() as silent:
         for ffn in ffns:
-            mask = torch.zeros(ffn.width, dtype=ffn.down.weight.dtype, device=ffn.down.weight.device)
-            mask[list(plan.keep[ffn.stack.name][ffn.layer])] = 1
-            hooks.callback(ffn.down.register_forward_pre_hook(_multiply(mask)).remove)
+            kept = set(plan.keep[ffn.stack.name][ffn.layer])
+            silent.enter_context(silenced(ffn, [neuron for neuron in range(ffn.width) if neuron not in kept]))
         yield model
+
+
+@contextmanager
+def silenced(ffn: FFN, neurons: Sequence[int]) -> Iterator[None]:
+    """Inside the context some neurons of one FFN give zero."""
+    mask = torch.ones(ffn.width, dtype=ffn.down.weight.dtype, device=ffn.down.weight.device)
+    mask[list(neurons)] = 0
+    handle = ffn.down.register_forward_pre_hook(_multiply(mask))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def check_plan(ffns: Sequence[FFN], plan: PruningPlan) -> None:

@@ -1,11 +1,18 @@
-"""What every test shares: no network, and where the data beside the repository is found."""
+"""What every test shares: no network, a cache of its own, and where the data beside the repository is found."""
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported, so it comes before any other import
+
+if "SKILLPRUNE_CACHE" not in os.environ:  # processes that this one starts share its cache
+    os.environ["SKILLPRUNE_CACHE"] = tempfile.mkdtemp(prefix="skillprune-cache-")
+    atexit.register(shutil.rmtree, os.environ["SKILLPRUNE_CACHE"], ignore_errors=True)
 
 import pytest  # noqa: E402
 

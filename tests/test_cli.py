@@ -19,6 +19,7 @@ from runs import (
     KEPT,
     LAYERS,
     ROOT,
+    SHAPES,
     WIDTH,
     Finished,
     Output,
@@ -177,6 +178,8 @@ def test_a_dry_run_writes_nothing_and_predicts_what_happens(done: Finished) -> N
         assert predicted[f"width_{when}"] == {"encoder": model["stacks"][0][f"width_{when}"]}
         for name, key in (("parameters", "parameters"), ("ffn_parameters", "ffn_parameters"), ("macs", "macs")):
             assert predicted[when][name] == model[f"{key}_{when}"]
+    assert [(each["batch"], each["sequence"]) for each in predicted["latency"]] == list(SHAPES)
+    assert all(0 < each["after_ms"] <= each["before_ms"] for each in predicted["latency"])
     text = invoke("run", done.recipe, "--output", done.recipe.parent / "dry", "--dry-run").out
     assert f"{model['parameters_after']:,}" in text and tree(done.recipe.parent) == before
 
@@ -204,7 +207,7 @@ def test_validate_prints_the_recipe_with_every_default(done: Finished, tmp_path:
     assert said.code == 0 and said.err == ""
     (tmp_path / "again.yaml").write_text(said.out, encoding="utf-8")
     assert skillprune.load_recipe(tmp_path / "again.yaml") == skillprune.load_recipe(done.recipe, ["seed=7"])
-    assert yaml.safe_load(said.out)["repair"]["ridge"] == 0.01
+    assert yaml.safe_load(said.out)["repair"]["sequential"] is True
 
 
 def test_names_are_printed_as_they_are(done: Finished, tmp_path: Path) -> None:

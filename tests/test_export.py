@@ -24,7 +24,7 @@ from skillprune.planning import Costs, PruningPlan
 from skillprune.surgery import prune_
 
 HIDDEN, WIDTH = 16, 32
-WIDTHS = {"dense": (WIDTH, WIDTH), "uniform": (8, 8), "uneven": (12, 3)}
+WIDTHS = {"dense": (WIDTH, WIDTH), "uniform": (8, 8), "uneven": (12, 3), "emptied": (0, 8)}
 UNCOUNTED = Costs(0, 0, 0, 0, 0)
 Exported = Callable[[str, str], OnnxArtifact]
 families = pytest.mark.parametrize("family", sorted(TINY))
@@ -110,7 +110,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
 
 @families
-@pytest.mark.parametrize("shape", ["uniform", "uneven"])
+@pytest.mark.parametrize("shape", ["uniform", "uneven", "emptied"])
 def test_the_file_computes_what_pytorch_does_at_every_shape(exported: Exported, family: str, shape: str) -> None:
     model, artifact = pruned(family, shape), exported(family, shape)
     for batch, sequence in ((1, 1), (1, 3), (5, 40), (2, 7)):
@@ -137,12 +137,13 @@ def test_the_graph_says_its_axes_and_operator_set(exported: Exported, family: st
 
 
 @families
-@pytest.mark.parametrize("shape", ["uniform", "uneven"])
+@pytest.mark.parametrize("shape", ["uniform", "uneven", "emptied"])
 def test_matrices_have_the_pruned_widths_and_the_file_is_smaller(exported: Exported, family: str, shape: str) -> None:
     dense, small = exported(family, "dense"), exported(family, shape)
     others = [found for found in matrices(dense.path) if WIDTH not in found]
     assert len(matrices(dense.path)) == len(others) + 2 * len(WIDTHS[shape])
-    ffns = [found for width in WIDTHS[shape] for found in ((HIDDEN, width), (width, HIDDEN))]
+    # Of a layer without neurons nothing is left, not even empty matrices.
+    ffns = [found for width in WIDTHS[shape] if width for found in ((HIDDEN, width), (width, HIDDEN))]
     assert matrices(small.path) == sorted([*others, *ffns])
     removed = 4 * sum(WIDTH - width for width in WIDTHS[shape]) * (2 * HIDDEN + 1)
     assert abs(dense.bytes - small.bytes - removed) < 0.1 * removed

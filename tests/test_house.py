@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "skillprune"
 ROOMS = (
     "errors",
     "progress",
+    "cache",
     "recipe",
     "tasks",
     "families",
@@ -46,8 +47,8 @@ OWNED = {
     "onnxscript": {"export", "benchmark"},
     "typer": {"cli"},
     "rich": {"cli"},
-    "torch": set(ROOMS) - {"errors", "progress", "recipe", "tasks"},
-    "transformers": set(ROOMS) - {"errors", "progress", "recipe", "tasks"},
+    "torch": set(ROOMS) - {"errors", "progress", "cache", "recipe", "tasks"},
+    "transformers": set(ROOMS) - {"errors", "progress", "cache", "recipe", "tasks"},
 }
 
 HEAVY = {"accelerate", "datasets", "onnx", "onnxruntime", "pyarrow", "scipy", "sklearn", "torch", "transformers"}

@@ -113,7 +113,12 @@ def test_recipe_yaml_is_the_whole_recipe(done: Finished) -> None:
     asked = skillprune.load_recipe(done.recipe)
     assert skillprune.load_recipe(done.output / "recipe.yaml") == asked
     written = yaml.safe_load((done.output / "recipe.yaml").read_text(encoding="utf-8"))
-    assert written["repair"] == {"method": "least_squares", "ridge": 0.01}  # a default, which the recipe did not say
+    assert written["repair"] == {
+        "method": "least_squares",
+        "ridge": None,
+        "sequential": True,
+        "attention": True,
+    }  # a default, which the recipe did not say
     assert written["model"]["name"] == str(done.recipe.parent / "model")
 
 

@@ -22,17 +22,20 @@ from skillprune.errors import PlanMismatch, RecipeError
 from skillprune.families import by_stack, find_ffns
 from skillprune.planning import (
     MAC_SEQUENCE,
+    Budget,
     Costs,
+    KeepLayers,
+    KeepRatio,
     PruningPlan,
     load_plan,
     model_costs,
     plan_from_json,
     plan_pruning,
     plan_to_json,
-    plan_widths,
     predict_plan,
 )
-from skillprune.planning.ratio import Layers, rounded_width, untouched_layers
+from skillprune.planning.layers import Layer, untouched_layers
+from skillprune.planning.path import nearest_width
 from skillprune.scoring import NeuronScores, Provenance
 from skillprune.surgery import prune_
 
@@ -90,31 +93,19 @@ def counted(model: PreTrainedModel, tokens: int) -> tuple[int, int, int, int]:
     )
 
 
+def layer_of(width: int, round_to: int) -> Layer:
+    """A layer that may have any multiple below its width, or none."""
+    return Layer(("encoder", 0), (width, *range((width - 1) // round_to * round_to, -1, -round_to)), 1, 1)
+
+
+def widths_at(model: PreTrainedModel, budget: Budget, **options: Any) -> tuple[int, ...]:
+    """Where a budget stops on the even path of a model with one stack."""
+    (widths,) = predict_plan(model, budget, **options).width_after.values()
+    return widths
+
+
 def parts(costs: Costs) -> tuple[int, int, int, int]:
     return costs.parameters, costs.ffn_parameters, costs.macs, costs.ffn_macs
-
-
-@settings(deadline=None, max_examples=300)
-@given(width=st.integers(1, 5000), ratio=st.floats(0, 1, exclude_min=True), round_to=st.integers(1, 128))
-def test_a_rounded_width_is_the_nearest_multiple_that_fits(width: int, ratio: float, round_to: int) -> None:
-    found = rounded_width(width, ratio, round_to)
-    assert 1 <= found <= width
-    assert found % round_to == 0 or found == width
-    if round_to < found < width:
-        assert abs(found - ratio * width) <= round_to / 2
-    if found == round_to < width:
-        assert ratio * width <= 1.5 * round_to
-    if found == width:
-        assert ratio == 1 or ratio * width >= width - round_to / 2 or width <= round_to
-    assert rounded_width(width, 1.0, round_to) == width
-
-
-@settings(deadline=None)
-@given(
-    width=st.integers(1, 5000), ratios=st.tuples(st.floats(0.001, 1), st.floats(0.001, 1)), round_to=st.integers(1, 64)
-)
-def test_a_larger_ratio_never_keeps_fewer(width: int, ratios: tuple[float, float], round_to: int) -> None:
-    assert rounded_width(width, min(ratios), round_to) <= rounded_width(width, max(ratios), round_to)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +113,26 @@ def test_a_larger_ratio_never_keeps_fewer(width: int, ratios: tuple[float, float
     [(3072, 0.02, 16, 64), (3072, 0.02, 1, 61), (1536, 0.25, 16, 384), (100, 0.25, 16, 32), (10, 0.1, 16, 10)],
 )
 def test_rounded_widths_by_hand(width: int, ratio: float, round_to: int, expected: int) -> None:
-    assert rounded_width(width, ratio, round_to) == expected
+    assert widths_at(tiny_bert(width=width, layers=1), KeepRatio(ratio), round_to=round_to) == (expected,)
+
+
+@settings(deadline=None, max_examples=200)
+@given(width=st.integers(1, 5000), ratio=st.floats(0, 1, exclude_min=True), round_to=st.integers(1, 128))
+def test_a_rounded_width_is_the_nearest_multiple_that_fits(width: int, ratio: float, round_to: int) -> None:
+    found = nearest_width(layer_of(width, round_to), ratio)
+    assert 1 <= found <= width
+    assert found % round_to == 0 or found == width
+    allowed = {*range(round_to, width, round_to), width}
+    assert abs(found - ratio * width) == min(abs(each - ratio * width) for each in allowed)
+
+
+@settings(deadline=None)
+@given(
+    width=st.integers(1, 5000), ratios=st.tuples(st.floats(0.001, 1), st.floats(0.001, 1)), round_to=st.integers(1, 64)
+)
+def test_a_larger_ratio_never_keeps_fewer(width: int, ratios: tuple[float, float], round_to: int) -> None:
+    layer = layer_of(width, round_to)
+    assert nearest_width(layer, min(ratios)) <= nearest_width(layer, max(ratios))
 
 
 @pytest.mark.parametrize(
@@ -139,7 +149,7 @@ def test_rounded_widths_by_hand(width: int, ratio: float, round_to: int, expecte
         (0.9, {0, 1, 2, 3, 4}),
     ],
 )
-def test_untouched_layers_by_index_from_the_end_and_by_share(keep_layers: Layers, expected: set[int]) -> None:
+def test_untouched_layers_by_index_from_the_end_and_by_share(keep_layers: KeepLayers, expected: set[int]) -> None:
     assert untouched_layers(keep_layers, 6) == expected
 
 
@@ -148,21 +158,21 @@ def test_a_layer_that_does_not_exist_is_a_recipe_error(index: int) -> None:
     with pytest.raises(RecipeError, match=rf"plan\.keep_layers.*-6 to 5.*found {index}"):
         untouched_layers([0, index], 6)
     with pytest.raises(RecipeError):
-        plan_pruning(tiny_bert(), scores_of(tiny_bert()), keep_ratio=0.5, keep_layers=[index])
+        plan_pruning(tiny_bert(), scores_of(tiny_bert()), KeepRatio(0.5), keep_layers=[index])
 
 
 def test_widths_leave_the_layers_named_alone() -> None:
-    ffns = find_ffns(tiny_bert(width=32))
+    model = tiny_bert(width=32)
     for keep_layers, expected in [((1,), (8, 32, 8)), ((-1,), (8, 8, 32)), (0.34, (32, 8, 8)), ((), (8, 8, 8))]:
-        found = plan_widths(ffns, keep_ratio=0.25, round_to=8, keep_layers=keep_layers)
-        assert found == {"encoder": expected}
+        assert widths_at(model, KeepRatio(0.25), round_to=8, keep_layers=keep_layers) == expected
+    assert widths_at(model, KeepRatio(0.25), round_to=8, keep_layers=(0, 1, 2)) == (32, 32, 32)
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 0.8, 1.0])
 def test_the_best_neurons_stay_and_ties_go_to_the_lower_index(ratio: float) -> None:
     model = tiny_bert(width=40)
     scores = scores_of(model)
-    plan = plan_pruning(model, scores, keep_ratio=ratio, round_to=4, keep_layers=[2])
+    plan = plan_pruning(model, scores, KeepRatio(ratio), round_to=4, keep_layers=[2])
     for layer, (kept, vector) in enumerate(zip(plan.keep["encoder"], scores.values["encoder"], strict=True)):
         width = 40 if layer == 2 else round(ratio * 40)
         order = sorted(range(40), key=lambda neuron, vector=vector: (-vector[neuron], neuron))
@@ -175,7 +185,7 @@ def test_the_best_neurons_stay_and_ties_go_to_the_lower_index(ratio: float) -> N
 
 def test_scores_of_another_model_are_refused_with_both_widths() -> None:
     with pytest.raises(PlanMismatch, match=r"\(24, 24, 24\).*\(32, 32, 32\)"):
-        plan_pruning(tiny_bert(width=32), scores_of(tiny_bert(width=24)), keep_ratio=0.5)
+        plan_pruning(tiny_bert(width=32), scores_of(tiny_bert(width=24)), KeepRatio(0.5))
 
 
 @pytest.mark.parametrize("family", sorted(TINY_ALL))
@@ -183,12 +193,12 @@ def test_scores_of_another_model_are_refused_with_both_widths() -> None:
     ("ratio", "round_to", "keep_layers"), [(0.25, 8, ()), (0.4, 1, (1,)), (0.7, 16, 0.3), (1.0, 16, ())]
 )
 def test_predicted_costs_are_those_counted_before_and_after_pruning(
-    family: str, ratio: float, round_to: int, keep_layers: Layers
+    family: str, ratio: float, round_to: int, keep_layers: KeepLayers
 ) -> None:
     model = TINY_ALL[family](width=48)
-    arguments: dict[str, Any] = {"keep_ratio": ratio, "round_to": round_to, "keep_layers": keep_layers}
-    predicted = predict_plan(model, **arguments)
-    plan = plan_pruning(model, scores_of(model), **arguments)
+    arguments: dict[str, Any] = {"round_to": round_to, "keep_layers": keep_layers}
+    predicted = predict_plan(model, KeepRatio(ratio), **arguments)
+    plan = plan_pruning(model, scores_of(model), KeepRatio(ratio), **arguments)
     assert (plan.before, plan.after, plan.width_after) == (predicted.before, predicted.after, predicted.width_after)
     assert parts(plan.before) == counted(model, plan.before.sequence)
     prune_(model, plan)
@@ -232,9 +242,9 @@ def test_counting_leaves_the_model_as_it_was(training: bool) -> None:
 
 def test_a_plan_and_its_prediction_print_widths_and_shares() -> None:
     model = tiny_bert(width=32)
-    plan = plan_pruning(model, scores_of(model), keep_ratio=0.5, keep_layers=[0])
+    plan = plan_pruning(model, scores_of(model), KeepRatio(0.5), keep_layers=[0])
     text = str(plan)
-    assert str(predict_plan(model, keep_ratio=0.5, keep_layers=[0])) in text
+    assert str(predict_plan(model, KeepRatio(0.5), keep_layers=[0])) in text
     assert "plan by wanda" in text
     assert [line.split() for line in text.splitlines()[1:4]] == [
         ["encoder", "0", "32", "->", "32", "neurons"],

@@ -18,11 +18,13 @@ from tiny import PAD, TINY, TINY_ALL, TINY_WIDTHS, VOCABULARY, batches_for, tiny
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from skillprune.activations import DiskArrays
 from skillprune.data import Batch
 from skillprune.errors import DataError, PlanMismatch
-from skillprune.families import find_ffns
+from skillprune.families import FFN, find_ffns
 from skillprune.planning import Costs, PruningPlan
-from skillprune.repair import METHODS, LayerError, prune_and_repair_
+from skillprune.repair import METHODS, LayerError, Statistics, choose_and_repair_, prune_and_repair_, states
+from skillprune.repair.methods import RIDGES
 from skillprune.surgery import prune_
 
 LAYERS, WIDTH = 3, 32
@@ -35,23 +37,44 @@ EVERYTHING = (range(WIDTH),) * LAYERS
 class Paths(NamedTuple):
     """Where a stack's blocks are and, in a block: what reads the stream before the FFN, down, and what reads it after.
 
-    In a pre-norm block nothing reads it after: it is what the block gives.
+    In a pre-norm block nothing reads it after: it is what the block gives. Then attention's output projection, and what
+    reads the stream it is added to.
     """
 
     blocks: str
     before: str
     down: str
     after: str | None
+    attention: str
+    attended: str
 
 
+_BERT = (
+    "intermediate.dense",
+    "output.dense",
+    "output.LayerNorm",
+    "attention.output.dense",
+    "attention.output.LayerNorm",
+)
+_BART = ("fc1", "fc2", "final_layer_norm", "self_attn.out_proj", "self_attn_layer_norm")
 FFN_PATHS = {
-    "bert": {"encoder": Paths("bert.encoder.layer", "intermediate.dense", "output.dense", "output.LayerNorm")},
-    "roberta": {"encoder": Paths("roberta.encoder.layer", "intermediate.dense", "output.dense", "output.LayerNorm")},
-    "distilbert": {"encoder": Paths("distilbert.transformer.layer", "ffn.lin1", "ffn.lin2", "output_layer_norm")},
-    "llama": {"decoder": Paths("model.layers", "post_attention_layernorm", "mlp.down_proj", None)},
+    "bert": {"encoder": Paths("bert.encoder.layer", *_BERT)},
+    "roberta": {"encoder": Paths("roberta.encoder.layer", *_BERT)},
+    "distilbert": {
+        "encoder": Paths(
+            "distilbert.transformer.layer",
+            *("ffn.lin1", "ffn.lin2", "output_layer_norm", "attention.out_lin", "sa_layer_norm"),
+        )
+    },
+    "llama": {
+        "decoder": Paths(
+            "model.layers",
+            *("post_attention_layernorm", "mlp.down_proj", None, "self_attn.o_proj", "post_attention_layernorm"),
+        )
+    },
     "bart": {
-        "encoder": Paths("model.encoder.layers", "fc1", "fc2", "final_layer_norm"),
-        "decoder": Paths("model.decoder.layers", "fc1", "fc2", "final_layer_norm"),
+        "encoder": Paths("model.encoder.layers", *_BART),
+        "decoder": Paths("model.decoder.layers", *_BART),
     },
 }
 Array = NDArray[np.float64]
@@ -99,32 +122,44 @@ def real(batch: Batch, stack: str) -> Tensor:
 def observe(model: PreTrainedModel, stack: str, layer: int, batches: Sequence[Batch]) -> tuple[Array, Array, Array]:
     """Stacked over real tokens: activations, the stream before the FFN adds to it, and the stream after."""
     paths = FFN_PATHS[model.config.model_type][stack]
-    block = model.get_submodule(paths.blocks)[layer]
-    stacked: dict[str, list[Tensor]] = {"activations": [], "before": [], "after": []}
+    return _read(model, stack, layer, batches, paths.down, paths.before, paths.after or "<output>")
+
+
+def observe_attention(
+    model: PreTrainedModel, stack: str, layer: int, batches: Sequence[Batch]
+) -> tuple[Array, Array, Array]:
+    """The same for attention: what its output projection reads, the block's input, and the stream after."""
+    paths = FFN_PATHS[model.config.model_type][stack]
+    return _read(model, stack, layer, batches, paths.attention, "", paths.attended)
+
+
+def _read(model: PreTrainedModel, stack: str, layer: int, batches: Sequence[Batch], *names: str) -> Any:
+    """What modules of a block read, and with ``<output>`` what the block gives, over real tokens."""
+    block = model.get_submodule(FFN_PATHS[model.config.model_type][stack].blocks)[layer]
+    stacked: dict[str, list[Tensor]] = {name: [] for name in names}
     for batch in batches:
-        calls: dict[str, list[Tensor]] = {name: [] for name in stacked}
+        calls: dict[str, list[Tensor]] = {name: [] for name in names}
+        handles = []
+        for name in names:
 
-        def read(name: str, calls: dict[str, list[Tensor]] = calls) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-            return lambda _, args: calls[name].append(args[0])
+            def read(_: nn.Module, args: Any, kwargs: Any, into: list[Tensor] = calls[name]) -> None:
+                into.append(args[0] if args else kwargs["hidden_states"])
 
-        def give(_: nn.Module, __: Any, output: Any, calls: dict[str, list[Tensor]] = calls) -> None:
-            calls["after"].append(output if isinstance(output, Tensor) else output[0])
+            def give(_: nn.Module, __: Any, output: Any, into: list[Tensor] = calls[name]) -> None:
+                into.append(output if isinstance(output, Tensor) else output[0])
 
-        handles = [
-            block.get_submodule(paths.down).register_forward_pre_hook(read("activations")),
-            block.get_submodule(paths.before).register_forward_pre_hook(read("before")),
-            block.register_forward_hook(give)
-            if paths.after is None
-            else block.get_submodule(paths.after).register_forward_pre_hook(read("after")),
-        ]
+            handles.append(
+                block.register_forward_hook(give)
+                if name == "<output>"
+                else block.get_submodule(name).register_forward_pre_hook(read, with_kwargs=True)
+            )
         with torch.no_grad():
             model(**batch.inputs)
         for handle in handles:
             handle.remove()
         for name, rows in stacked.items():
             rows.append(torch.cat(calls[name], dim=1)[real(batch, stack)])
-    activations, before, after = (torch.cat(rows).numpy() for rows in stacked.values())
-    return activations, before, after
+    return tuple(torch.cat(rows).numpy() for rows in stacked.values())
 
 
 def ridge_rows(ridge: float) -> Solve:
@@ -154,20 +189,35 @@ def missed(a: Array, y: Array, w: Array, b: Array | None) -> float:
 
 
 def slow_repair(
-    dense: PreTrainedModel, plan: PruningPlan, batches: Sequence[Batch], solve: Solve
+    dense: PreTrainedModel,
+    plan: PruningPlan,
+    batches: Sequence[Batch],
+    solve: Solve,
+    *,
+    sequential: bool = True,
+    attention: bool = True,
 ) -> tuple[PreTrainedModel, list[LayerError]]:
     """Never slices: the pruned neurons' columns become zero in a copy of full width."""
-    student, errors = deepcopy(dense), []
+    student, errors, cut = deepcopy(dense), [], False
+    watched = student if sequential else dense
     for stack, layer, down in downs(student):
         kept = list(plan.keep[stack][layer])
         if len(kept) == down.in_features:
             continue
         masks = [(real(batch, stack), batch.indices % 10 == 9) for batch in batches]
         held = np.concatenate([nine[:, None].expand_as(mask)[mask] for mask, nine in masks])
+        if attention and sequential and cut:
+            paths = FFN_PATHS[dense.config.model_type][stack]
+            out = student.get_submodule(paths.blocks)[layer].get_submodule(paths.attention)
+            _, _, wanted = observe_attention(dense, stack, layer, batches)
+            a, before, _ = observe_attention(student, stack, layer, batches)
+            fitted = solve(a[~held], (wanted - before)[~held], *parameters(out), list(range(out.in_features)))
+            write(out, list(range(out.in_features)), *fitted)
+        cut = True
         _, _, wanted = observe(dense, stack, layer, batches)
-        a, before, _ = observe(student, stack, layer, batches)
+        a, before, _ = observe(watched, stack, layer, batches)
         y = wanted - before
-        w, b = down.weight.detach().numpy().copy(), None if down.bias is None else down.bias.detach().numpy().copy()
+        w, b = parameters(down)
         new_w, new_b = solve(a[~held], y[~held], w, b, kept)
         errors.append(
             LayerError(
@@ -177,11 +227,19 @@ def slow_repair(
                 missed(a[held][:, kept], y[held], new_w, new_b),
             )
         )
-        with torch.no_grad():
-            down.weight.zero_()[:, kept] = torch.from_numpy(new_w)
-            if new_b is not None:
-                down.bias.copy_(torch.from_numpy(new_b))
+        write(down, kept, new_w, new_b)
     return student, errors
+
+
+def parameters(linear: nn.Linear) -> tuple[Array, Array | None]:
+    return linear.weight.detach().numpy().copy(), None if linear.bias is None else linear.bias.detach().numpy().copy()
+
+
+def write(linear: nn.Linear, columns: Sequence[int], weight: Array, bias: Array | None) -> None:
+    with torch.no_grad():
+        linear.weight.zero_()[:, columns] = torch.from_numpy(weight)
+        if bias is not None:
+            linear.bias.copy_(torch.from_numpy(bias))
 
 
 def logits(model: PreTrainedModel, batches: Sequence[Batch]) -> Tensor:
@@ -207,7 +265,8 @@ REFERENCES: dict[str, Solve] = {"least_squares": ridge_rows(0.03), "mean": fold_
 @pytest.mark.parametrize("method", REFERENCES)
 def test_every_layer_is_what_the_slow_reference_finds(family: str, bias: bool, method: str) -> None:
     dense, batches, plan = model_of(family, bias=bias), batches_for(family, lengths=LENGTHS), plan_for(family, *KEEP)
-    expected, expected_errors = slow_repair(dense, plan, batches, REFERENCES[method])
+    attention = method == "least_squares"
+    expected, expected_errors = slow_repair(dense, plan, batches, REFERENCES[method], attention=attention)
     repaired = deepcopy(dense)
     errors = prune_and_repair_(repaired, plan, batches, method=method, ridge=0.03)
     assert len(errors) == sum(map(len, TINY_WIDTHS[family].values()))
@@ -218,11 +277,86 @@ def test_every_layer_is_what_the_slow_reference_finds(family: str, bias: bool, m
             torch.testing.assert_close(found.bias, wanted.bias, rtol=1e-7, atol=1e-9)
         else:
             assert found.bias is None
+        paths = FFN_PATHS[family][stack]
+        name = f"{paths.blocks}.{layer}.{paths.attention}.weight"
+        torch.testing.assert_close(
+            repaired.get_parameter(name), expected.get_parameter(name), rtol=1e-7, atol=1e-9, msg=name
+        )
+        unchanged = torch.equal(repaired.get_parameter(name), dense.get_parameter(name))
+        assert unchanged == (not attention or (layer == 0 and stack == next(iter(FFN_PATHS[family]))))
     assert [(e.stack, e.layer) for e in errors] == [(e.stack, e.layer) for e in expected_errors]
     np.testing.assert_allclose(
         [(e.before, e.after) for e in errors], [(e.before, e.after) for e in expected_errors], rtol=1e-7
     )
     torch.testing.assert_close(logits(repaired, batches), logits(expected, batches), rtol=1e-7, atol=1e-9)
+
+
+@families
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_one_shot_fits_every_layer_to_the_dense_network(family: str, bias: bool) -> None:
+    dense, batches, plan = model_of(family, bias=bias), batches_for(family, lengths=LENGTHS), plan_for(family, *KEEP)
+    expected, expected_errors = slow_repair(dense, plan, batches, ridge_rows(0.03), sequential=False)
+    repaired = deepcopy(dense)
+    errors = prune_and_repair_(repaired, plan, batches, ridge=0.03, sequential=False)
+    torch.testing.assert_close(logits(repaired, batches), logits(expected, batches), rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose([e.after for e in errors], [e.after for e in expected_errors], rtol=1e-7)
+
+
+@families
+@pytest.mark.parametrize("noise", [0.0, 3.0], ids=["as it is", "noisy targets"])
+def test_without_a_ridge_the_one_that_misses_least_on_held_out_examples_is_taken(family: str, noise: float) -> None:
+    batches = batches_for(family, lengths=LENGTHS)
+    stack = next(iter(TINY_WIDTHS[family]))
+    everything = {name: tuple(tuple(range(w)) for w in widths) for name, widths in TINY_WIDTHS[family].items()}
+    keep = {**everything, stack: (tuple(range(0, TINY_WIDTHS[family][stack][0], 2)), *everything[stack][1:])}
+    plan = replace(plan_for(family, *KEEP), keep=keep)
+
+    def missed_with(ridge: float | None) -> float:
+        model = model_of(family)
+        with torch.no_grad():  # neurons that hardly vary tempt a weak ridge into fitting noise
+            downs(model)[0][2].weight.mul_(1 + noise)
+        (error,) = prune_and_repair_(model, plan, batches, ridge=ridge)
+        return error.after
+
+    assert missed_with(None) == pytest.approx(min(map(missed_with, RIDGES)), rel=1e-9)
+
+
+@families
+def test_hidden_states_that_go_to_disk_change_nothing(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches, plan = batches_for(family, lengths=LENGTHS), plan_for(family, *KEEP)
+    in_memory, on_disk = model_of(family), model_of(family)
+    expected = prune_and_repair_(in_memory, plan, batches)
+    made = []
+    real_zeros = DiskArrays.zeros
+    monkeypatch.setattr(DiskArrays, "zeros", lambda *args: made.append(args) or real_zeros(*args))
+    monkeypatch.setattr(states, "MEMORY_SHARE", 0.0)
+    assert prune_and_repair_(on_disk, plan, batches) == expected
+    assert_close(on_disk, in_memory, rtol=0)
+    assert len(made) >= 2 * len(batches)
+
+
+@families
+def test_choosing_in_every_block_sees_the_network_pruned_so_far(family: str) -> None:
+    batches, plan = batches_for(family, lengths=LENGTHS), plan_for(family, *KEEP)
+    expected, model = model_of(family), model_of(family)
+    expected_errors = prune_and_repair_(expected, plan, batches, ridge=0.03)
+    grams = {}
+
+    def choose(ffn: FFN, statistics: Statistics) -> Sequence[int]:
+        grams[ffn.site] = statistics.fit.gram
+        return plan.keep[ffn.stack.name][ffn.layer]
+
+    keep, errors = choose_and_repair_(model, choose, batches, ridge=0.03)
+    assert keep == plan.keep
+    assert_close(model, expected, rtol=1e-9)
+    np.testing.assert_allclose([e.after for e in errors], [e.after for e in expected_errors], rtol=1e-7)
+    slow, _ = slow_repair(model_of(family), plan, batches, ridge_rows(0.03))
+    stack, layer, _ = downs(slow)[-1]
+    a, _, _ = observe(slow, stack, layer, batches)  # what the last layer reads depends on no repair of its own
+    held = np.concatenate(
+        [(b.indices % 10 == 9)[:, None].expand_as(real(b, stack))[real(b, stack)].numpy() for b in batches]
+    )
+    np.testing.assert_allclose(grams[stack, layer], a[~held].T @ a[~held], rtol=1e-7, atol=1e-9)
 
 
 def test_a_chunked_feed_forward_is_repaired_like_a_whole_one() -> None:
@@ -338,8 +472,8 @@ def test_batch_size_and_order_do_not_matter(family: str, batching: dict[str, Any
 def test_held_out_examples_shape_nothing() -> None:
     some, all_of_them = model_of("bert"), model_of("bert")
     batches = tiny_batches(lengths=LENGTHS, order=[number for number in range(20) if number % 10 != 9])
-    without = prune_and_repair_(some, plan_of(*KEEP), batches)
-    measured = prune_and_repair_(all_of_them, plan_of(*KEEP), tiny_batches(lengths=LENGTHS))
+    without = prune_and_repair_(some, plan_of(*KEEP), batches, ridge=0.01)
+    measured = prune_and_repair_(all_of_them, plan_of(*KEEP), tiny_batches(lengths=LENGTHS), ridge=0.01)
     assert_close(some, all_of_them, rtol=1e-9)
     assert [e.after for e in without] != pytest.approx([e.after for e in measured], rel=1e-3)
 

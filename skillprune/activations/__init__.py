@@ -4,6 +4,7 @@ A neuron's activation is one coordinate of the input of its down projection, wha
 """
 
 from skillprune.activations.capacity import Capacity
+from skillprune.activations.disk import DiskArrays
 from skillprune.activations.hooks import evaluating, inputs_of, joined
 from skillprune.activations.observation import Observation
 from skillprune.activations.pooling import Position, Reading, pool
@@ -12,6 +13,7 @@ from skillprune.activations.stream import PLAIN, Quantity, Visitor, stream
 __all__ = [
     "PLAIN",
     "Capacity",
+    "DiskArrays",
     "Observation",
     "Position",
     "Quantity",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -143,16 +144,19 @@ def load_model(
     device_map: str | None = None,
 ) -> PreTrainedModel:
     """`from_pretrained` with everything named that the two transformers lines have different defaults for."""
-    model, report = AUTO_CLASSES[task_type].from_pretrained(
-        location,
-        revision=revision,
-        dtype=getattr(torch, dtype),
-        device_map=device_map,
-        attn_implementation=attention,
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-    )
+    with warnings.catch_warnings():
+        # A layer that was pruned to nothing has empty matrices, and nothing in them to initialise is just right.
+        warnings.filterwarnings("ignore", "Initializing zero-element tensors is a no-op")
+        model, report = AUTO_CLASSES[task_type].from_pretrained(
+            location,
+            revision=revision,
+            dtype=getattr(torch, dtype),
+            device_map=device_map,
+            attn_implementation=attention,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:5])
         raise CheckpointError(

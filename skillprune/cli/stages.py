@@ -96,6 +96,8 @@ def stage_command(name: str, help_text: str) -> Any:
             value = STAGES[name](run)
             for line in value if isinstance(value, tuple) else (value,):
                 _print(str(line))
+            if name == "plan" and run.plan.unmet is not None:
+                raise typer.Exit(UNMET)
 
     command.__doc__ = help_text
     return command

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
+from skillprune.cache import cache_home
 from skillprune.demo.grammar import LABELS, reviews
 from skillprune.errors import ResourceFailure, VerificationFailed
 from skillprune.progress import Progress, track
@@ -80,14 +81,6 @@ def cached_checkpoint(progress: Progress) -> Path:
     except OSError as error:
         raise ResourceFailure(f"cannot cache the demo's encoder in {home}: {error}") from error
     return target
-
-
-def cache_home() -> Path:
-    """``$SKILLPRUNE_CACHE``, else ``skillprune`` below ``$XDG_CACHE_HOME``, else below ``~/.cache``."""
-    own = os.environ.get("SKILLPRUNE_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "skillprune"
 
 
 def fingerprint() -> str:

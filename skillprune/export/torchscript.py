@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from skillprune.export.constant import constant_where_empty
+
 OPSET = 17
 """Newest operator set this exporter writes; ONNX Runtime fuses the decomposed GELU itself."""
 
@@ -41,7 +43,7 @@ def write_graph(model: PreTrainedModel, inputs: Mapping[str, Tensor], path: Path
     axes = {name: {0: "batch", 1: "sequence"} for name in names} | {"logits": {0: "batch"}}
     # The exporter restores the mode of what it is given, so the wrapper must be in the mode of the model.
     graph = _LogitsOnly(model, names).eval()
-    with warnings.catch_warnings(), torch.inference_mode():
+    with warnings.catch_warnings(), torch.inference_mode(), constant_where_empty(model):
         # The exporter announces that it is no longer the default, and traces shape checks it cannot follow; parity is
         # measured afterwards at other shapes than the traced one.
         warnings.simplefilter("ignore")

@@ -96,6 +96,9 @@ class Detection:
                 model is of another kind than the task.
             UnsupportedArchitecture: the model has no row in the family table.
         """
+        if self.settings.keep_metric and self.recipe.scoring.criterion != "skill":
+            wanted = "needs scoring.criterion: skill, which can choose again"
+            raise RecipeError([Problem("plan.selection", "blockwise", wanted)])
         if self.settings.reading.position == "mask" and not isinstance(self.subject, Verbalizer):
             wanted = "needs a task with a template: masked-lm or causal-lm"
             raise RecipeError([Problem("scoring.position", "mask", wanted)])
@@ -165,6 +168,7 @@ def detection(recipe: Recipe, source: Source, task: Task, data: ScoringData, fin
         multiclass=scoring.multiclass,
         reduce=scoring.reduce,
         balanced=scoring.balanced,
+        keep_metric=recipe.plan.selection == "blockwise",
     )
     provenance = Provenance(
         model=source.fingerprint,

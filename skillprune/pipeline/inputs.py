@@ -11,14 +11,24 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from skillprune.errors import Problem, RecipeError
 
+PARITY_SHAPES = ((2, 16), (3, 29))
+"""Batch and sequence of the inputs on which an ONNX file must agree with PyTorch; the first is traced."""
+
+
+def parity_inputs(model: PreTrainedModel, tokenizer: Tokenizer, *, seed: int) -> list[dict[str, NDArray[np.int64]]]:
+    """Padded inputs of `PARITY_SHAPES`."""
+    return [random_inputs(model, tokenizer, *shape, seed=seed, padded=True) for shape in PARITY_SHAPES]
+
 
 def random_inputs(
     model: PreTrainedModel, tokenizer: Tokenizer, batch: int, sequence: int, *, seed: int, padded: bool = False
 ) -> dict[str, NDArray[np.int64]]:
     """Random token ids with whatever else the model takes, ``(batch, sequence)`` each.
 
-    With ``padded``, every row but the first ends in padding, a different amount each. Timing uses full rows.
+    With ``padded``, every row but the first ends in padding, a different amount each. Timing uses full rows. No row is
+    longer than the model's inputs may be.
     """
+    sequence = min(sequence, tokenizer.model_max_length)
     rng = np.random.default_rng([seed, batch, sequence])
     mask = np.ones((batch, sequence), np.int64)
     if padded:

@@ -23,22 +23,15 @@ from skillprune.export import export_onnx
 from skillprune.families import find_ffns
 from skillprune.pipeline.detection import batches_of, detection
 from skillprune.pipeline.directory import RunDirectory, replacing, write_text
-from skillprune.pipeline.inputs import check_shapes, random_inputs
+from skillprune.pipeline.inputs import PARITY_SHAPES, check_shapes, parity_inputs, random_inputs
+from skillprune.pipeline.planner import Planner
 from skillprune.pipeline.processes import is_main, join_processes
 from skillprune.pipeline.results import Exports, Quality
-from skillprune.planning import (
-    Prediction,
-    PruningPlan,
-    load_plan,
-    plan_pruning,
-    plan_to_json,
-    plan_widths,
-    predict_plan,
-)
+from skillprune.planning import Prediction, PruningPlan, layers_of, load_plan, plan_to_json
 from skillprune.progress import Progress, silent
 from skillprune.prompts import Prompted, PromptSettings, load_prompt, save_prompt
 from skillprune.recipe import Recipe
-from skillprune.repair import LayerError, prune_and_repair_
+from skillprune.repair import LayerError
 from skillprune.scoring import NeuronScores, ScoringData, load_scores, of_main, save_scores
 from skillprune.tasks import resolve_task
 
@@ -46,9 +39,6 @@ Inputs = Mapping[str, NDArray[np.int64]]
 
 _EXPORTED = "text-classification"
 """The kind of task whose models can be pruned and exported."""
-
-PARITY_SHAPES = ((2, 16), (3, 29))
-"""Batch and sequence of the inputs on which an ONNX file must agree with PyTorch; the first is traced."""
 
 
 class Run:
@@ -104,7 +94,8 @@ class Run:
             target_tokenizer=recipe.task.target_tokenizer,
             progress=self.progress,
         )
-        plan_widths(find_ffns(self.source.model), **recipe.plan.model_dump())
+        # Before the data is read: an unknown architecture or a layer that does not exist.
+        layers_of(find_ffns(self.source.model), round_to=recipe.plan.round_to, keep_layers=recipe.plan.keep_layers)
         if recipe.task.type == _EXPORTED:
             check_shapes(self.source.tokenizer, recipe.benchmark.shapes)
         self.task = resolve_task(recipe.task, label_names(self.source.model))
@@ -117,12 +108,14 @@ class Run:
         data = ScoringData(calibration, validation)
         self._detection = detection(recipe, self.source, self.task, data, self.data_fingerprint)
         self._detection.check()
+        exportable = recipe.task.type == _EXPORTED
+        self._planner = Planner(recipe, self.source, self._detection, self.task.metric, exportable, self.progress)
         # The machine and the versions count too: a time measured elsewhere must not be reported as measured here.
         self.directory.depend_on(self.source.fingerprint, self.data_fingerprint, json.dumps(environment()))
 
     def predict(self) -> Prediction:
-        """Widths, parameters and MACs the plan will have; nothing is scored or written."""
-        return predict_plan(self.source.model, **self.recipe.plan.model_dump())
+        """Widths, parameters, MACs and times the plan will have; nothing is scored or written."""
+        return self._planner.predict()
 
     @cached_property
     def scores(self) -> tuple[NeuronScores, ...]:
@@ -164,8 +157,7 @@ class Run:
         decisive = self._decisive()
 
         def compute() -> None:
-            plan = plan_pruning(self.source.model, decisive, **self.recipe.plan.model_dump())
-            write_text(path, plan_to_json(plan))
+            write_text(path, plan_to_json(self._planner.plan(decisive)))
 
         self.directory.stage("plan", None, compute, [path])
         return load_plan(path)
@@ -219,15 +211,8 @@ class Run:
 
     def _prune(self, plan: PruningPlan, path: Path) -> tuple[LayerError, ...]:
         # A fresh copy: whatever happens here, the dense model stays dense.
-        model, repair = load_source(self.recipe.model).model, self.recipe.repair
-        errors = prune_and_repair_(
-            model,
-            plan,
-            self._detection.data.calibration,
-            method=repair.method,
-            ridge=repair.ridge,
-            progress=self.progress,
-        )
+        model = load_source(self.recipe.model).model
+        errors = self._planner.repair_(model, plan)
         with replacing(path) as fresh:
             save_pruned(model, self.source.tokenizer, fresh, dtype=self.source.dtype)
             self.progress("reload in a fresh process", 0, 1)
@@ -236,7 +221,7 @@ class Run:
         return errors
 
     def _export(self, dense_path: Path, pruned_path: Path) -> Exports:
-        inputs = [self._inputs(*shape, padded=True) for shape in PARITY_SHAPES]
+        inputs = parity_inputs(self.source.model, self.source.tokenizer, seed=self.recipe.seed)
         self.progress("export", 0, 2)
         dense = export_onnx(self._dense_model("eager"), inputs, dense_path)
         self.progress("export", 1, 2)
@@ -302,5 +287,4 @@ class Run:
 
     def _inputs(self, batch: int, sequence: int, *, padded: bool = False) -> Inputs:
         source = self.source
-        sequence = min(sequence, source.tokenizer.model_max_length)
         return random_inputs(source.model, source.tokenizer, batch, sequence, seed=self.recipe.seed, padded=padded)

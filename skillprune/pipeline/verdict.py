@@ -10,6 +10,9 @@ from skillprune.export import OnnxArtifact
 from skillprune.planning import PruningPlan
 from skillprune.recipe import DemandSpec
 
+SPEEDUP_TOLERANCE = 0.05
+"""Share by which a measured speed-up may stay behind the one that was planned for."""
+
 
 def failed_promises(
     demand: DemandSpec,
@@ -21,8 +24,10 @@ def failed_promises(
 ) -> tuple[str, ...]:
     """One sentence per demand or check that does not hold; empty when all is well."""
     return (
+        *(() if plan.unmet is None else (plan.unmet,)),
         *_not_smaller(plan, dense, pruned),
         *_restless(latency),
+        *_slower_than_planned(plan, pruned.variant, latency),
         *_too_slow(demand, pruned.variant, latency),
         *_too_wrong(demand, comparison),
     )
@@ -53,6 +58,18 @@ def _too_slow(demand: DemandSpec, variant: str, latency: Latency) -> Sequence[st
         for each in latency.measurements
         if (each.subject, each.variant) == ("pruned", variant) and each.speedup.low < demand.min_speedup
     )
+
+
+def _slower_than_planned(plan: PruningPlan, variant: str, latency: Latency) -> Sequence[str]:
+    asked = plan.budget.get("speedup")
+    if asked is None or plan.unmet is not None:
+        return ()
+    slowest = min(
+        each.speedup.value for each in latency.measurements if (each.subject, each.variant) == ("pruned", variant)
+    )
+    if slowest >= (1 - SPEEDUP_TOLERANCE) * asked:
+        return ()
+    return (f"a speed-up of {asked:g} was planned, {slowest:.3f} was measured",)
 
 
 def _too_wrong(demand: DemandSpec, comparison: Comparison) -> Sequence[str]:

@@ -32,20 +32,48 @@ class Costs:
 
 
 @dataclass(frozen=True)
+class Timing:
+    """Predicted milliseconds of one forward pass.
+
+    Attributes:
+        batch: inputs at once.
+        sequence: tokens of each.
+        before_ms: of the model as it is.
+        after_ms: of the pruned one.
+    """
+
+    batch: int
+    sequence: int
+    before_ms: float
+    after_ms: float
+
+    def __str__(self) -> str:
+        ratio = self.before_ms / self.after_ms
+        shape = f"{self.batch} x {self.sequence}"
+        return f"  {shape:<15}{self.before_ms:>12.2f} ms -> {self.after_ms:>12.2f} ms  ({ratio:.2f} times as fast)"
+
+
+@dataclass(frozen=True)
 class Prediction:
-    """What a budget will make of a model, which depends on sizes alone; no neuron has been chosen yet.
+    """What a budget will make of a model; no neuron has been chosen yet.
 
     Attributes:
         width_before: neurons per stack and layer.
         width_after: neurons that will stay.
         before: costs of the model as it is.
         after: costs it will have.
+        unmet: why this is not what was asked for, though the best there is; None when it is.
+        latency: predicted times, where some were measured on this machine.
+        note: what else may come out; None where the widths are certain.
     """
 
     width_before: Mapping[str, tuple[int, ...]]
     width_after: Mapping[str, tuple[int, ...]]
     before: Costs
     after: Costs
+    unmet: str | None = None
+    latency: tuple[Timing, ...] = ()
+    note: str | None = None
 
     def __str__(self) -> str:
         lines = [
@@ -56,7 +84,9 @@ class Prediction:
         for name in ("parameters", "ffn_parameters", "macs", "ffn_macs"):
             before, after = getattr(self.before, name), getattr(self.after, name)
             lines.append(f"  {name:<15}{before:>15,} -> {after:>15,}  ({after / before:.1%})")
-        return "\n".join(lines)
+        lines += map(str, self.latency)
+        lines += [f"note: {self.note}"] if self.note else []
+        return "\n".join([*lines, *([f"not met: {self.unmet}"] if self.unmet else [])])
 
 
 @dataclass(frozen=True)
@@ -71,6 +101,8 @@ class PruningPlan:
         round_to: widths are multiples of this.
         before: costs of the model as it was.
         after: predicted costs of the pruned model.
+        unmet: why this is not what was asked for, though the best there is; None when it is.
+        latency: predicted times, where the budget had some measured.
     """
 
     keep: Mapping[str, tuple[tuple[int, ...], ...]]
@@ -80,6 +112,8 @@ class PruningPlan:
     round_to: int
     before: Costs
     after: Costs
+    unmet: str | None = None
+    latency: tuple[Timing, ...] = ()
 
     def __post_init__(self) -> None:
         if {stack: len(layers) for stack, layers in self.keep.items()} != {
@@ -100,7 +134,8 @@ class PruningPlan:
 
     def __str__(self) -> str:
         head = f"plan by {self.criterion}, {dict(self.budget)}, widths in multiples of {self.round_to}"
-        return f"{head}\n{Prediction(self.width_before, self.width_after, self.before, self.after)}"
+        widths = (self.width_before, self.width_after)
+        return f"{head}\n{Prediction(*widths, self.before, self.after, self.unmet, self.latency)}"
 
 
 def plan_to_json(plan: PruningPlan) -> str:
@@ -127,7 +162,9 @@ def plan_from_json(text: str, source: str = "plan") -> PruningPlan:
             raise PlanMismatch(f"{source}: not a plan of a format this version knows")
         fields["keep"] = {stack: tuple(map(tuple, layers)) for stack, layers in fields["keep"].items()}
         fields["width_before"] = {stack: tuple(widths) for stack, widths in fields["width_before"].items()}
-        return PruningPlan(**{**fields, "before": Costs(**fields["before"]), "after": Costs(**fields["after"])})
+        fields["before"], fields["after"] = Costs(**fields["before"]), Costs(**fields["after"])
+        fields["latency"] = tuple(Timing(**timing) for timing in fields["latency"])
+        return PruningPlan(**fields)
     except (KeyError, TypeError, ValueError, AttributeError) as broken:
         raise PlanMismatch(f"{source}: not a pruning plan ({broken})") from broken
 

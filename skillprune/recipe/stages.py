@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    StrictBool,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from skillprune.recipe.base import Spec, StrictFloat, StrictInt, without_repeats
 
@@ -102,11 +112,49 @@ _LayersField = Annotated[
 ]
 
 
-class PlanSpec(Spec):
-    """How many neurons are kept, and where."""
+BUDGETS = ("keep_ratio", "parameters", "macs", "speedup", "max_drop")
+"""Keys of `plan` that say how much to prune; exactly one of them counts."""
 
-    keep_ratio: Annotated[StrictFloat, Field(gt=0, le=1)] = Field(
-        default=0.25, description="Share of FFN neurons that every pruned layer keeps.", examples=[0.5]
+_AtMost = Annotated[StrictFloat, Field(gt=0)]
+
+
+class PlanSpec(Spec):
+    """How many neurons are kept, and where; one of `keep_ratio`, `parameters`, `macs`, `speedup` and `max_drop`."""
+
+    keep_ratio: Annotated[StrictFloat, Field(gt=0, le=1)] | None = Field(
+        default=None,
+        description="Share of FFN neurons that stay in the layers that are pruned; 0.25 where no budget is given.",
+        examples=[0.5],
+    )
+    parameters: _AtMost | None = Field(
+        default=None, description="Most parameters of the whole model; up to 1 a share of those it has.", examples=[0.6]
+    )
+    macs: _AtMost | None = Field(
+        default=None,
+        description="Most multiply-accumulates of the whole model for a sequence of 128 tokens; up to 1 a share of "
+        "those it needs.",
+        examples=[0.5],
+    )
+    speedup: Annotated[StrictFloat, Field(gt=1)] | None = Field(
+        default=None,
+        description="Speed-up over the dense model in ONNX Runtime, at every shape of the benchmark.",
+        examples=[1.8],
+    )
+    max_drop: Annotated[StrictFloat, Field(ge=0)] | None = Field(
+        default=None,
+        description="Smallest model whose metric on validation falls by no more than this, with one standard error "
+        "to spare.",
+        examples=[0.01],
+    )
+    allocation: Literal["uniform", "global", "sensitivity"] = Field(
+        default="uniform",
+        description="How neurons are shared out: the same share in every layer, where the criterion says they cost "
+        "least, or where silencing them was measured to cost least. The last two may empty a layer.",
+    )
+    selection: Literal["once", "blockwise"] = Field(
+        default="once",
+        description="Whether neurons are chosen once on the dense network, or anew in every block on the network "
+        "pruned so far, which takes longer and needs the criterion `skill`.",
     )
     round_to: Positive = Field(default=16, description="Kept widths are multiples of this, which fast kernels like.")
     keep_layers: _LayersField = Field(
@@ -115,6 +163,16 @@ class PlanSpec(Spec):
         "or one number in [0, 1), the first share of the layers.",
         examples=[[0, -1], 0.25],
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_budget(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        budgets = [name for name in BUDGETS if given.get(name) is not None]
+        if len(budgets) > 1:
+            raise ValueError(f"names {len(budgets)} budgets, {' and '.join(budgets)}; keep one and set others to null")
+        return given if budgets else {**given, "keep_ratio": 0.25}
 
 
 class RepairSpec(Spec):
@@ -125,8 +183,19 @@ class RepairSpec(Spec):
         description="`zero` only slices, `mean` folds the pruned neurons' mean into the bias, "
         "`least_squares` refits the down projection.",
     )
-    ridge: Annotated[StrictFloat, Field(gt=0)] = Field(
-        default=0.01, description="Relative ridge of the least-squares fit."
+    ridge: Annotated[StrictFloat, Field(gt=0)] | None = Field(
+        default=None,
+        description="Relative ridge of the least-squares fit; null takes what misses least on held-out examples.",
+    )
+    sequential: StrictBool = Field(
+        default=True,
+        description="Whether every layer is fitted on the network pruned so far, and so mends errors of those below; "
+        "without, on the dense network, in half the time.",
+    )
+    attention: StrictBool = Field(
+        default=True,
+        description="Whether least squares also refits the output projection of attention above pruned layers, which "
+        "keeps its shape; needs `sequential`.",
     )
 
 

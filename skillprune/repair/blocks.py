@@ -1,27 +1,27 @@
-"""Prunes block by block, fitting each to the dense network's output given the already pruned network below it."""
+"""Prunes block by block, fitting each to what the dense network writes there; which neurons stay is told to it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from skillprune.activations import evaluating
 from skillprune.data import Batch
 from skillprune.errors import DataError
-from skillprune.families import FFN, Side, by_stack, find_ffns
+from skillprune.families import FFN, by_stack, find_ffns
 from skillprune.planning import PruningPlan
 from skillprune.progress import Progress, silent
-from skillprune.repair.carry import Trace, advance, step, trace
-from skillprune.repair.methods import METHODS, zero
-from skillprune.repair.moments import Moments
+from skillprune.repair.carry import trace
+from skillprune.repair.methods import METHODS, Method, Statistics, least_squares, slice_only
+from skillprune.repair.walk import Dense, SideBySide, Walk, held_out
 from skillprune.surgery import check_plan, record_widths_, remove_neurons_
 
-HELD_OUT = 10
-"""Every tenth calibration example measures the error of a repair instead of shaping it."""
+Choose = Callable[[FFN, Statistics], Sequence[int]]
+"""Which neurons of a layer stay, sorted, given the statistics of all of them in the network pruned so far."""
 
 
 @dataclass(frozen=True)
@@ -50,21 +50,28 @@ def prune_and_repair_(
     batches: Sequence[Batch],
     *,
     method: str = "least_squares",
-    ridge: float = 0.01,
+    ridge: float | None = None,
+    sequential: bool = True,
+    attention: bool = True,
     progress: Progress = silent,
 ) -> tuple[LayerError, ...]:
     """Prunes in place, bottom to top, and repairs every down projection before the next block is looked at.
 
     The target of a layer is what its output must be for the residual stream to equal the dense network's, so every
-    repair also corrects what the layers below got wrong. Hidden states of the dense and of the pruned network are
-    carried from block to block: the cost is linear in depth.
+    repair also corrects what the layers below got wrong. Least squares refits the output projection of the block's
+    attention in the same way, before the FFN: it is the first that can mend those errors, and keeps its shape. Hidden
+    states of the dense and of the pruned network are carried from block to block: the cost is linear in depth.
 
     Args:
         model: a model the plan was made for; changed in place.
         plan: which neurons stay.
         batches: calibration batches; only real tokens count, in a decoder beside an encoder those with a target.
         method: ``zero``, ``mean`` or ``least_squares``.
-        ridge: strength of the pull towards the old weights, relative to the mean squared activation.
+        ridge: strength of the pull towards the old weights, relative to the mean squared activation; None takes the
+            one that misses least on held-out examples.
+        sequential: off, every layer is fitted to the dense network's own activations, which costs half as much and
+            leaves each layer's errors to the layers above.
+        attention: whether least squares refits attention too; only in blocks that lose neurons, above one that did.
         progress: told about every batch of every layer.
 
     Returns:
@@ -77,87 +84,134 @@ def prune_and_repair_(
     """
     ffns = find_ffns(model)
     check_plan(ffns, plan)
-    _refuse_unusable(method, ffns, batches)
-    stacks = by_stack(ffns)
+    repair = _method(method)
+    _refuse_unusable(ffns, batches)
     errors: list[LayerError] = []
+
+    def prune_layer(walk: Walk, ffn: FFN) -> None:
+        kept = plan.keep[ffn.stack.name][ffn.layer]
+        if len(kept) == ffn.width:
+            return
+        if attention and repair.refits_attention:
+            _refit_attention_(ffn, walk, ridge)
+        read = range(ffn.width) if repair.reads_pruned else kept
+        errors.append(_repair_layer_(ffn, walk.ffn(ffn, read), read, kept, repair, ridge))
+
+    _for_every_layer(model, batches, sequential, prune_layer, progress)
+    return tuple(errors)
+
+
+def choose_and_repair_(
+    model: PreTrainedModel,
+    choose: Choose,
+    batches: Sequence[Batch],
+    *,
+    method: str = "least_squares",
+    ridge: float | None = None,
+    attention: bool = True,
+    progress: Progress = silent,
+) -> tuple[dict[str, tuple[tuple[int, ...], ...]], tuple[LayerError, ...]]:
+    """Like `prune_and_repair_`, but neurons are chosen layer by layer on the network pruned so far.
+
+    Returns:
+        Kept neurons per stack and layer, and the errors of pruned layers.
+
+    Raises:
+        DataError: there is nothing to fit on, or an activation is not finite; the model must not be used then.
+        ValueError: there is no such method.
+    """
+    repair = _method(method)
+    _refuse_unusable(find_ffns(model), batches)
+    keep: dict[str, tuple[tuple[int, ...], ...]] = {}
+    errors: list[LayerError] = []
+
+    def prune_layer(walk: Walk, ffn: FFN) -> None:
+        if attention and repair.refits_attention:
+            _refit_attention_(ffn, walk, ridge)
+        everything = range(ffn.width)
+        statistics = walk.ffn(ffn, everything)
+        kept = tuple(choose(ffn, statistics))
+        keep[ffn.stack.name] = (*keep.get(ffn.stack.name, ()), kept)
+        if len(kept) < ffn.width:
+            errors.append(_repair_layer_(ffn, statistics, everything, kept, repair, ridge))
+
+    _for_every_layer(model, batches, True, prune_layer, progress)
+    return keep, tuple(errors)
+
+
+def _for_every_layer(
+    model: PreTrainedModel,
+    batches: Sequence[Batch],
+    sequential: bool,
+    prune_layer: Callable[[Walk, FFN], None],
+    progress: Progress,
+) -> None:
+    stacks = by_stack(find_ffns(model))
     with evaluating(model):
         dense = {name: trace(model, layers, batches, progress) for name, layers in stacks.items()}
         for number, (name, layers) in enumerate(stacks.items()):
             # Before the first stack nothing is pruned yet, so the pruned network enters it with what the dense one did;
             # later ones are traced again, because an encoder that was pruned hands its decoder other states.
-            pruned = dense[name] if number == 0 else trace(model, layers, batches, progress)
-            errors += _repair_stack(layers, plan.keep[name], dense[name], pruned, batches, method, ridge, progress)
+            pruned = trace(model, layers, batches, progress) if number and sequential else dense[name]
+            walk = (
+                SideBySide(dense[name], pruned, batches, progress)
+                if sequential
+                else Dense(dense[name], batches, progress)
+            )
+            for ffn in layers:
+                prune_layer(walk, ffn)
+                walk.leave(ffn)
     record_widths_(model)
-    return tuple(errors)
 
 
-def _refuse_unusable(method: str, ffns: Sequence[FFN], batches: Sequence[Batch]) -> None:
-    if method not in METHODS:
-        raise ValueError(f"unknown repair method {method!r}; there are {', '.join(METHODS)}")
-    if not any(bool((~_held_out(batch)).any()) for batch in batches):
+def _refit_attention_(ffn: FFN, walk: Walk, ridge: float | None) -> None:
+    """Rewrites the projection that writes what attention found, in place, where the network below has changed."""
+    statistics = walk.attention(ffn)
+    if statistics is not None:
+        statistics.refuse_not_finite(ffn)
+        weight, bias = _parameters(ffn.attention, statistics)
+        everything = torch.arange(weight.shape[1], device=weight.device)
+        _write_(ffn.attention, *least_squares(statistics, weight, bias, everything, ridge))
+
+
+def _repair_layer_(
+    ffn: FFN, statistics: Statistics, read: Sequence[int], kept: Sequence[int], method: Method, ridge: float | None
+) -> LayerError:
+    """Removes neurons of one FFN in place and rewrites what stays; ``read`` are those that statistics are of."""
+    statistics.refuse_not_finite(ffn)
+    weight, bias = _parameters(ffn.down, statistics)
+    weight = weight[:, list(read)]
+    place = {neuron: number for number, neuron in enumerate(read)}
+    places = torch.tensor([place[neuron] for neuron in kept], dtype=torch.long, device=weight.device)
+    before = statistics.measure.error(*slice_only(statistics, weight, bias, places, ridge), places)
+    new_weight, new_bias = method.solve(statistics, weight, bias, places, ridge)
+    remove_neurons_(ffn, kept)
+    _write_(ffn.down, new_weight, new_bias)
+    return LayerError(ffn.stack.name, ffn.layer, before, statistics.measure.error(new_weight, new_bias, places))
+
+
+def _parameters(linear: nn.Linear, statistics: Statistics) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias as they are, in float64, where the statistics are."""
+    moments = statistics.fit.gram
+    return linear.weight.detach().to(moments), None if linear.bias is None else linear.bias.detach().to(moments)
+
+
+def _write_(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+        if bias is not None:
+            linear.bias.copy_(bias)
+
+
+def _method(name: str) -> Method:
+    if name not in METHODS:
+        raise ValueError(f"unknown repair method {name!r}; there are {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def _refuse_unusable(ffns: Sequence[FFN], batches: Sequence[Batch]) -> None:
+    if not any(bool((~held_out(batch)).any()) for batch in batches):
         raise DataError("there are no calibration examples to repair on; give at least one batch")
     written = any(ffn.stack.side == "output" for ffn in ffns)
     if written and any(batch.targets is None for batch in batches):
         raise DataError("the decoder can only be repaired on batches with targets, which tell its real positions")
-
-
-def _repair_stack(
-    layers: Sequence[FFN],
-    keep: Sequence[Sequence[int]],
-    dense: Trace,
-    pruned: Trace,
-    batches: Sequence[Batch],
-    method: str,
-    ridge: float,
-    progress: Progress,
-) -> list[LayerError]:
-    errors: list[LayerError] = []
-    teacher, student = list(dense.hidden), list(pruned.hidden)
-    for ffn, kept in zip(layers, keep, strict=True):
-        teacher_calls, student_calls = dense.calls[ffn.layer], pruned.calls[ffn.layer]
-        fit, held_out = _empty(ffn), _empty(ffn)
-        for number, batch in enumerate(batches):
-            progress(f"repair ({ffn.stack.name} layer {ffn.layer})", number, len(batches))
-            wanted = step(ffn, teacher[number], teacher_calls[number])
-            found = step(ffn, student[number], student_calls[number])
-            target = wanted.written + wanted.residual - found.residual
-            _add(fit, held_out, batch.to(target.device), ffn.stack.side, found.activations, target)
-            teacher[number] = wanted.hidden
-        progress(f"repair ({ffn.stack.name} layer {ffn.layer})", len(batches), len(batches))
-        if len(kept) < ffn.width:
-            errors.append(_repair_layer_(ffn, kept, fit, held_out, method, ridge))
-        student = [advance(ffn, hidden, call) for hidden, call in zip(student, student_calls, strict=True)]
-    return errors
-
-
-def _repair_layer_(
-    ffn: FFN, kept: Sequence[int], fit: Moments, held_out: Moments, method: str, ridge: float
-) -> LayerError:
-    if not bool(fit.gram.isfinite().all() and fit.cross.isfinite().all()):
-        raise DataError(f"the activations of {ffn.stack.name} layer {ffn.layer} are not finite; it cannot be repaired")
-    keep = torch.tensor(kept, dtype=torch.long, device=ffn.down.weight.device)
-    weight = ffn.down.weight.detach().double()
-    bias = None if ffn.down.bias is None else ffn.down.bias.detach().double()
-    measure = held_out if held_out.tokens else fit
-    before = measure.error(*zero(fit, weight, bias, keep, ridge), keep)
-    new_weight, new_bias = METHODS[method](fit, weight, bias, keep, ridge)
-    remove_neurons_(ffn, kept)
-    with torch.no_grad():
-        ffn.down.weight.copy_(new_weight)
-        if new_bias is not None:
-            ffn.down.bias.copy_(new_bias)
-    return LayerError(ffn.stack.name, ffn.layer, before, measure.error(new_weight, new_bias, keep))
-
-
-def _add(fit: Moments, held_out: Moments, batch: Batch, side: Side, activations: Tensor, target: Tensor) -> None:
-    real, measuring = batch.mask_of(side), _held_out(batch).unsqueeze(1)
-    for moments, mask in ((fit, real & ~measuring), (held_out, real & measuring)):
-        moments.add(activations[mask], target[mask])
-
-
-def _held_out(batch: Batch) -> Tensor:
-    return batch.indices % HELD_OUT == HELD_OUT - 1
-
-
-def _empty(ffn: FFN) -> Moments:
-    return Moments.zeros(ffn.width, ffn.down.weight.shape[0], ffn.down.weight.device)

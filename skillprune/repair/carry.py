@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from skillprune.activations import inputs_of, joined
 from skillprune.data import Batch
 from skillprune.families import FFN
 from skillprune.progress import Progress, track
+from skillprune.repair.states import States, room_for
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Trace:
         calls: per layer and batch, the remaining arguments (masks, positions, what an encoder gives its decoder).
     """
 
-    hidden: list[Tensor]
+    hidden: States
     calls: list[list[Call]]
 
 
@@ -47,59 +48,123 @@ class Step:
 
     Attributes:
         hidden: the block's output.
+        attended: the stream after attention, ``(batch, sequence, hidden)``.
         activations: input of the down projection, ``(batch, sequence, neurons)``.
         written: output of the down projection, ``(batch, sequence, hidden)``.
         residual: the stream that output is added to, ``(batch, sequence, hidden)``.
     """
 
     hidden: Tensor
+    attended: Tensor
     activations: Tensor
     written: Tensor
     residual: Tensor
 
 
 def trace(model: PreTrainedModel, ffns: Sequence[FFN], batches: Sequence[Batch], progress: Progress) -> Trace:
-    """Runs the whole model once per batch and remembers how the blocks of one stack were called."""
-    hidden: list[Tensor] = []
+    """Remembers what enters one stack and how its blocks are called; only for the first batch do they really run."""
+    stores: list[States] = []
     calls: list[list[Call]] = [[] for _ in ffns]
 
-    def remember(layer: int) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if layer == 0:
-                hidden.append(_hidden_of(args, kwargs))
-            others = {name: _uncached(value) for name, value in kwargs.items() if name != "hidden_states"}
-            calls[layer].append(Call(tuple(map(_uncached, args[1:])), others))
+    def remember(layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        hidden = _hidden_of(args, kwargs)
+        if layer == 0:
+            if not stores:
+                stores.append(room_for(hidden, batches, ffns[0].stack.side))
+            stores[0].append(hidden)
+        others = {name: _uncached(value) for name, value in kwargs.items() if name != "hidden_states"}
+        calls[layer].append(Call(tuple(map(_uncached, args[1:])), others))
+        return hidden
 
-        return hook
-
-    with ExitStack() as hooks, torch.inference_mode():
+    with ExitStack() as replaced, torch.inference_mode():
         for ffn in ffns:
-            handle = ffn.block.register_forward_pre_hook(remember(ffn.layer), with_kwargs=True)
-            hooks.callback(handle.remove)
+            replaced.enter_context(_watched(ffn, remember))
         for batch in track(batches, "repair (embeddings)", progress):
             model(**batch.to(model.device).inputs)
-    return Trace(hidden, calls)
+    return Trace(stores[0], calls)
+
+
+@contextmanager
+def _watched(ffn: FFN, remember: Callable[[int, tuple[Any, ...], dict[str, Any]], Tensor]) -> Iterator[None]:
+    """Tells of every call of a block; from the second on the block hands its hidden states through untouched."""
+    real, before = ffn.block.forward, vars(ffn.block).get("forward")
+    beside: list[tuple[Any, ...] | None] = []  # what the block gives beside hidden states, None if it gives no tuple
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        hidden = remember(ffn.layer, args, kwargs)
+        if not beside:
+            output = real(*args, **kwargs)
+            beside.append(output[1:] if isinstance(output, tuple) else None)
+            return output
+        return hidden if beside[0] is None else (hidden, *beside[0])
+
+    vars(ffn.block)["forward"] = forward
+    try:
+        yield
+    finally:
+        del vars(ffn.block)["forward"]
+        if before is not None:
+            vars(ffn.block)["forward"] = before
 
 
 def step(ffn: FFN, hidden: Tensor, call: Call) -> Step:
-    """Runs one block on carried hidden states, watching its FFN."""
-    written: list[Tensor] = []
-
-    def remember(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
-        written.append(output)
-
+    """Runs one block on carried hidden states, watching its attention and its FFN."""
     with ExitStack() as hooks, torch.inference_mode():
         activations = hooks.enter_context(inputs_of(ffn.down))
         residual = hooks.enter_context(inputs_of(ffn.residual))
-        hooks.callback(ffn.down.register_forward_hook(remember).remove)
+        written = hooks.enter_context(_outputs_of(ffn.down))
+        mixed = hooks.enter_context(_outputs_of(ffn.attention))
         after = _output_of(ffn.block(hidden, *call.args, **call.kwargs))
-        return Step(after, joined(activations), joined(written), joined(residual))
+        return Step(after, hidden + joined(mixed), joined(activations), joined(written), joined(residual))
+
+
+def attend(ffn: FFN, hidden: Tensor, call: Call) -> Tensor:
+    """Runs one block up to the projection that writes what attention found, and returns that projection's input."""
+    with torch.inference_mode(), _stopping_before(ffn.attention) as read:
+        ffn.block(hidden, *call.args, **call.kwargs)
+    return read[0]
 
 
 def advance(ffn: FFN, hidden: Tensor, call: Call) -> Tensor:
     """Runs one block on carried hidden states and returns what the next block gets."""
     with torch.inference_mode():
         return _output_of(ffn.block(hidden, *call.args, **call.kwargs))
+
+
+@contextmanager
+def _outputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
+    """What a module gives while the context is open."""
+    found: list[Tensor] = []
+
+    def remember(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
+        found.append(output)
+
+    handle = module.register_forward_hook(remember)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+class _Reached(Exception):
+    """Ends a forward pass where nothing more is wanted of it."""
+
+
+@contextmanager
+def _stopping_before(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Gives what the module would have read; what runs in the context ends there."""
+    read: list[Tensor] = []
+
+    def stop(_: nn.Module, args: tuple[Any, ...]) -> None:
+        read.append(args[0])
+        raise _Reached
+
+    handle = module.register_forward_pre_hook(stop)
+    try:
+        with suppress(_Reached):
+            yield read
+    finally:
+        handle.remove()
 
 
 def _uncached(argument: Any) -> Any:

@@ -4,27 +4,82 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from skillprune.errors import DataError
+from skillprune.families import FFN
 from skillprune.repair.moments import Moments
 
 logger = logging.getLogger(__name__)
 
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Strengths that are tried on held-out tokens."""
+
+UNTRIED_RIDGE = 1e-2
+"""Strength where nothing was held out to try others on."""
+
+TOKENS_PER_INPUT = 4
+"""With fewer a fit rests on its ridge more than on data, and a warning says so."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Second moments of some neurons of one layer, and of what it should write.
+
+    Attributes:
+        fit: over the tokens that shape a repair.
+        held_out: over those that do not.
+    """
+
+    fit: Moments
+    held_out: Moments
+
+    @property
+    def measure(self) -> Moments:
+        """What errors are measured on: held-out tokens where there are some."""
+        return self.held_out if self.held_out.tokens else self.fit
+
+    def refuse_not_finite(self, ffn: FFN) -> None:
+        """Sees to it that the layer can be repaired.
+
+        Raises:
+            DataError: a moment is not finite.
+        """
+        if not bool(self.fit.gram.isfinite().all() and self.fit.cross.isfinite().all()):
+            raise DataError(
+                f"the activations of {ffn.stack.name} layer {ffn.layer} are not finite; it cannot be repaired"
+            )
+
+
 Solution = tuple[Tensor, Tensor | None]
 """Weight ``(d, kept)`` and bias ``(d,)``, or no bias where the layer has none to store it in."""
 
-Method = Callable[[Moments, Tensor, Tensor | None, Tensor, float], Solution]
-"""``(moments, weight (d, n), bias (d,), keep (kept,), ridge) -> solution``; weights in float64."""
+Solve = Callable[[Statistics, Tensor, Tensor | None, Tensor, "float | None"], Solution]
+"""``(statistics, weight (d, n), bias (d,), keep (kept,), ridge) -> solution``; weights in float64."""
 
 
-def zero(moments: Moments, weight: Tensor, bias: Tensor | None, keep: Tensor, ridge: float) -> Solution:
-    """Slices only: the pruned neurons count as silent."""
+class Method(NamedTuple):
+    """A repair, whether it reads the neurons that go beside those that stay, and whether it refits attention too."""
+
+    solve: Solve
+    reads_pruned: bool = False
+    refits_attention: bool = False
+
+
+def slice_only(
+    statistics: Statistics, weight: Tensor, bias: Tensor | None, keep: Tensor, ridge: float | None
+) -> Solution:
+    """The pruned neurons count as silent."""
     return weight[:, keep], bias
 
 
-def mean(moments: Moments, weight: Tensor, bias: Tensor | None, keep: Tensor, ridge: float) -> Solution:
+def fold_means(
+    statistics: Statistics, weight: Tensor, bias: Tensor | None, keep: Tensor, ridge: float | None
+) -> Solution:
     """Adds what the pruned neurons give on average to the bias: ``b + W[:, P] mu_P``; slices where there is no bias.
 
     The fold of FLAP (An et al., arXiv 2312.11983), added to the bias instead of replacing it.
@@ -33,29 +88,53 @@ def mean(moments: Moments, weight: Tensor, bias: Tensor | None, keep: Tensor, ri
         return weight[:, keep], None
     pruned = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
     pruned[keep] = False
+    moments = statistics.fit
     return weight[:, keep], bias + weight[:, pruned] @ (moments.activation[pruned] / moments.tokens)
 
 
-def least_squares(moments: Moments, weight: Tensor, bias: Tensor | None, keep: Tensor, ridge: float) -> Solution:
+def least_squares(
+    statistics: Statistics, weight: Tensor, bias: Tensor | None, keep: Tensor, ridge: float | None
+) -> Solution:
     """Fits the kept columns to the target by ridge regression towards their old values.
 
     Minimises ``||A_K V^T + 1 c^T - Y||^2 + lambda ||V - W_K||^2``, where ``lambda = ridge * mean(diag(A_K^T A_K))``.
     With a bias all moments are centred and the intercept is free, without one there is no intercept. The target is what
     the dense network adds to the residual stream, as in K-prune (Park et al., arXiv 2308.03449), here with ridge.
+    Without a given ridge, the one of `RIDGES` that misses least on held-out tokens is taken.
     """
-    gram, cross = moments.gram[keep][:, keep], moments.cross[keep]
-    if bias is not None:
-        centre = moments.activation[keep] / moments.tokens
-        gram = gram - moments.tokens * torch.outer(centre, centre)
-        cross = cross - torch.outer(centre, moments.target)
-    fitted = _ridge(gram, cross, weight[:, keep].T, ridge).T
-    if bias is None:
-        return fitted, None
-    return fitted, (moments.target - fitted @ moments.activation[keep]) / moments.tokens
+    moments = statistics.fit.of(keep)
+    _warn_of_few_tokens(moments.tokens, len(keep))
+    gram, cross = (moments.gram, moments.cross) if bias is None else moments.centred()
+
+    def solved(strength: float) -> Solution:
+        fitted = _ridge(gram, cross, weight[:, keep].T, strength).T
+        if bias is None:
+            return fitted, None
+        return fitted, (moments.target - fitted @ moments.activation) / moments.tokens
+
+    if ridge is not None:
+        return solved(ridge)
+    if not statistics.held_out.tokens:
+        return solved(UNTRIED_RIDGE)
+    solutions = [solved(strength) for strength in RIDGES]
+    return min(solutions, key=lambda solution: statistics.held_out.error(solution[0], solution[1], keep))
 
 
-METHODS: dict[str, Method] = {"zero": zero, "mean": mean, "least_squares": least_squares}
+METHODS: dict[str, Method] = {
+    "zero": Method(slice_only),
+    "mean": Method(fold_means, reads_pruned=True),
+    "least_squares": Method(least_squares, refits_attention=True),
+}
 """Repairs by the name a recipe uses."""
+
+
+def _warn_of_few_tokens(tokens: int, inputs: int) -> None:
+    if tokens < TOKENS_PER_INPUT * inputs:
+        logger.warning(
+            "%d calibration tokens are few to fit %d columns: weights stay near their old values; give more examples",
+            tokens,
+            inputs,
+        )
 
 
 def _ridge(gram: Tensor, cross: Tensor, prior: Tensor, ridge: float) -> Tensor:

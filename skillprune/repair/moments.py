@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -49,6 +49,15 @@ class Moments:
         self.gram += a.T @ a
         self.cross += a.T @ y
         self.energy += y.double().square().sum()
+
+    def centred(self) -> tuple[Tensor, Tensor]:
+        """``gram`` and ``cross`` of deviations from the means, ``(n, n)`` and ``(n, d)``."""
+        mean = self.activation / self.tokens
+        return self.gram - torch.outer(mean, self.activation), self.cross - torch.outer(mean, self.target)
+
+    def of(self, keep: Tensor) -> Moments:
+        """The moments of some neurons."""
+        return replace(self, activation=self.activation[keep], gram=self.gram[keep][:, keep], cross=self.cross[keep])
 
     def error(self, weight: Tensor, bias: Tensor | None, keep: Tensor) -> float:
         """Share of the target's variance that ``a[keep] -> weight a[keep] + bias`` leaves unexplained.

@@ -59,6 +59,7 @@ class Settings:
         multiclass: tests that predictivity makes of more than two classes.
         reduce: how predictivity makes one number of its tests.
         balanced: whether predictivity gives every class the same weight, however many examples it has.
+        keep_metric: whether `skill` keeps its output metric ``(hidden, hidden)`` as a detail, to choose again with.
     """
 
     reading: Reading = field(default_factory=Reading)
@@ -71,6 +72,7 @@ class Settings:
     multiclass: Literal["ovr", "pairwise", "reference"] = "ovr"
     reduce: Literal["max", "mean"] = "max"
     balanced: bool = True
+    keep_metric: bool = False
 
 
 @dataclass(frozen=True, eq=False)

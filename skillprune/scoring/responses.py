@@ -5,16 +5,12 @@ The one place of scoring whose size grows with the number of examples; it grows 
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-import weakref
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from skillprune.activations import Observation
+from skillprune.activations import DiskArrays, Observation
 from skillprune.errors import DataError
 from skillprune.families import FFN
 from skillprune.scoring.criterion import Criterion, Read, Settings, Split, State
@@ -28,7 +24,7 @@ class ResponseCriterion(Criterion):
 
     def __init__(self, ffns: Sequence[FFN], settings: Settings) -> None:
         super().__init__(ffns, settings)
-        self._folder: str | None = None
+        self._files: DiskArrays | None = None
 
     def start(self, ffn: FFN, split: Split, device: torch.device) -> State:
         """Responses ``(examples, neurons)`` on disk, the label of each example, and which examples were seen."""
@@ -64,9 +60,9 @@ class ResponseCriterion(Criterion):
     def forget(self, ffn: FFN) -> None:
         """Drops the responses of one FFN; the files go with the last one."""
         super().forget(ffn)
-        if not self._states and self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+        if not self._states and self._files is not None:
+            self._files.remove()
+            self._files = None
 
     def on_disk(self, rows: int, columns: int) -> Tensor:
         """Zeros ``(rows, columns)`` in a file that is gone when the criterion is.
@@ -74,16 +70,9 @@ class ResponseCriterion(Criterion):
         Raises:
             OSError: the disk is full.
         """
-        if self._folder is None:
-            self._folder = tempfile.mkdtemp(prefix="skillprune-responses-")
-            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        size = rows * columns * self.settings.dtype.itemsize
-        with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:
-            # A file with holes would crash the process when the disk is full; so say it now, where the system can.
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, max(1, size))
-            values = torch.from_file(file.name, shared=True, size=rows * columns, dtype=self.settings.dtype)
-        return values.view(rows, columns)
+        if self._files is None:
+            self._files = DiskArrays()
+        return self._files.zeros((rows, columns), self.settings.dtype)
 
     def responses(self, ffn: FFN, split: Split) -> tuple[Tensor, Tensor]:
         """Responses ``(examples, neurons)`` and labels ``(examples,)`` of the examples that were seen."""

@@ -82,10 +82,14 @@ class Skill(Criterion):
         if ffn.down.bias is not None:  # the bias takes over the mean, so only deviations cost anything
             mean = state["sum"] / tokens
             gram = gram - torch.outer(mean, mean)
-        found = eliminate(gram, ffn.down_weight().to(gram), _output_metric(state["metric"], state["graded"]))
+        metric = _output_metric(state["metric"], state["graded"])
+        found = eliminate(gram, ffn.down_weight().to(gram), metric)
         scores = torch.empty_like(found.cost)
         scores[found.order] = found.cost
-        return LayerScores(vector(scores), {"order": found.order.cpu().numpy(), "cost": vector(found.cost)})
+        details = {"order": found.order.cpu().numpy(), "cost": vector(found.cost)}
+        if self.settings.keep_metric:
+            details["metric"] = metric.float().cpu().numpy()
+        return LayerScores(vector(scores), details)
 
 
 def _output_metric(summed: Tensor, tokens: Tensor) -> Tensor:

@@ -1,0 +1,131 @@
+"""Measures what FFN width costs in the runtime that will serve the model, once per machine and kind of model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from itertools import accumulate
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from pydantic import TypeAdapter
+from transformers import PreTrainedModel
+
+from skillprune.benchmark import Feeds, Latency, Measurement, Subject, environment, measure_latency
+from skillprune.cache import cache_home
+from skillprune.export import Arrays, export_onnx
+from skillprune.families import by_stack, find_ffns
+from skillprune.pipeline.directory import write_text
+from skillprune.planning import LatencyTable
+from skillprune.progress import Progress
+from skillprune.recipe import BenchmarkSpec
+from skillprune.surgery import record_widths_, remove_neurons_
+
+SHARES = (0.0, 0.03125, 0.0625, 0.125, 0.25, 0.375, 0.5, 0.75)
+"""Widths that are measured, as shares of each layer's own; between them times are interpolated."""
+
+ROUNDS = 36
+
+MakeModel = Callable[[], PreTrainedModel]
+
+
+def latency_table(
+    make_model: MakeModel,
+    traced: Sequence[Arrays],
+    feeds: Feeds,
+    spec: BenchmarkSpec,
+    *,
+    round_to: int,
+    seed: int,
+    progress: Progress,
+) -> LatencyTable:
+    """The table of this machine, from the user's cache directory if it was measured before.
+
+    Args:
+        make_model: loads the dense model anew, ready to be exported.
+        traced: inputs to export and to compare with.
+        feeds: inputs of a batch and a sequence length to time.
+        spec: shapes, threads and provider.
+        round_to: widths are multiples of this.
+        seed: of inputs and orders.
+        progress: told about exports and rounds.
+    """
+    model = make_model()
+    asked = [environment(), spec.model_dump(exclude={"rounds"}), round_to, SHARES, ROUNDS, model.config.to_diff_dict()]
+    key = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()
+    adapter = TypeAdapter(LatencyTable)
+    cached = cache_home() / "latency" / f"{key}.json"
+    if cached.is_file():
+        return adapter.validate_json(cached.read_bytes())
+    measured = _measure(model, make_model, traced, feeds, spec, round_to, seed, progress)
+    write_text(cached, json.dumps(asdict(measured), indent=1))
+    return measured
+
+
+def _measure(
+    model: PreTrainedModel,
+    make_model: MakeModel,
+    traced: Sequence[Arrays],
+    feeds: Feeds,
+    spec: BenchmarkSpec,
+    round_to: int,
+    seed: int,
+    progress: Progress,
+) -> LatencyTable:
+    dense_ms: tuple[float, ...] = ()
+    widths: dict[str, tuple[float, ...]] = {}
+    shares: dict[str, tuple[tuple[float, ...], ...]] = {}
+    with TemporaryDirectory() as folder:
+        dense = Path(folder, "dense.onnx")
+        export_onnx(model, traced, dense)
+        for stack, layers in by_stack(find_ffns(model)).items():
+            counts = sorted({round(share * layers[0].width / round_to) * round_to for share in SHARES})
+            subjects = [Subject("dense", "fp32", dense)]
+            for done, count in enumerate(counts):
+                progress(f"latency table ({stack}: export)", done, len(counts))
+                path = Path(folder, f"{stack}-{count}.onnx")
+                export_onnx(_narrowed(make_model(), stack, count / layers[0].width), traced, path)
+                subjects.append(Subject(str(count), "fp32", path))
+            progress(f"latency table ({stack}: export)", len(counts), len(counts))
+            found = measure_latency(
+                subjects,
+                spec.shapes,
+                feeds,
+                threads=spec.threads,
+                provider=spec.provider,
+                rounds=ROUNDS,
+                seed=seed,
+                progress=progress,
+            )
+            widths[stack] = (*(count / layers[0].width for count in counts), 1.0)
+            dense_ms = tuple(_of_shape(found, shape, dense=True)[0].p50_ms for shape in spec.shapes)
+            shares[stack] = tuple(
+                _rising([1 / each.speedup.value for each in _of_shape(found, shape, dense=False)])
+                for shape in spec.shapes
+            )
+    return LatencyTable(spec.shapes, dense_ms, widths, shares)
+
+
+def _of_shape(found: Latency, shape: tuple[int, int], *, dense: bool) -> list[Measurement]:
+    """Measurements of one shape: that of the dense model, or those of all others in the order they were given."""
+    return [
+        each
+        for each in found.measurements
+        if (each.batch, each.sequence) == shape and (each.subject == "dense") is dense
+    ]
+
+
+def _rising(shares: Sequence[float]) -> tuple[float, ...]:
+    """Times by width without the dips of noise, ending with the dense model's own."""
+    return (*(float(share) for share in np.minimum(list(accumulate(shares, max)), 1.0)), 1.0)
+
+
+def _narrowed(model: PreTrainedModel, stack: str, share: float) -> PreTrainedModel:
+    """The model with the first neurons of every layer of one stack; which ones does not matter for time."""
+    for ffn in by_stack(find_ffns(model))[stack]:
+        remove_neurons_(ffn, range(round(share * ffn.width)))
+    record_widths_(model)
+    return model

@@ -1,0 +1,177 @@
+"""From a recipe's budget to a plan; whatever a budget needs to know is measured here, when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from skillprune.checkpoint import Source, load_source
+from skillprune.pipeline.blockwise import chosen_again
+from skillprune.pipeline.candidates import Candidates
+from skillprune.pipeline.detection import Detection
+from skillprune.pipeline.inputs import parity_inputs, random_inputs
+from skillprune.pipeline.latency_table import latency_table
+from skillprune.pipeline.sensitivity import measured_curves
+from skillprune.planning import (
+    Budget,
+    Curves,
+    KeepRatio,
+    LatencyTable,
+    Macs,
+    MaxDrop,
+    Parameters,
+    Prediction,
+    PruningPlan,
+    Speedup,
+    Widths,
+    best_neurons,
+    curves_of,
+    model_costs,
+    plan_pruning,
+    predict_plan,
+)
+from skillprune.progress import Progress
+from skillprune.recipe import Recipe
+from skillprune.repair import LayerError, prune_and_repair_
+from skillprune.scoring import NeuronScores
+
+SENSITIVITY_EXAMPLES = 256
+"""Calibration examples, at least, that the allocation `sensitivity` measures losses on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Planner:
+    """A recipe's model, data and budget.
+
+    Attributes:
+        recipe: the request.
+        source: the dense model.
+        detection: its examples, and how its task is put to it.
+        metric: name of the task's metric.
+        exportable: whether there will be ONNX files, whose times can be predicted.
+        progress: told about long work.
+    """
+
+    recipe: Recipe
+    source: Source
+    detection: Detection
+    metric: str
+    exportable: bool
+    progress: Progress
+
+    def predict(self) -> Prediction:
+        """Widths, parameters, MACs and times the plan will have, before anything is scored.
+
+        Times are those of this machine, measured now unless they were before. Where widths depend on scores or trials,
+        a note says so: even shares stand for uneven ones, and for those that trials will find, the model as it is.
+        """
+        spec = self.recipe.plan
+        budget = KeepRatio(1.0) if spec.max_drop is not None else self._size_or_time()
+        found = predict_plan(self.source.model, budget, round_to=spec.round_to, keep_layers=spec.keep_layers)
+        note = None
+        if spec.max_drop is not None:
+            note = "widths are found by trials on validation; `skillprune plan` makes them"
+        elif spec.allocation != "uniform":
+            note = (
+                f"the allocation {spec.allocation} will share these neurons out unevenly; `skillprune plan` shows how"
+            )
+        latency = self._latency_table().timings(found.width_before, found.width_after) if self.exportable else ()
+        return replace(found, latency=latency, note=note)
+
+    def plan(self, scores: NeuronScores) -> PruningPlan:
+        """Which neurons stay, by the scores that decide."""
+        spec = self.recipe.plan
+        plan = plan_pruning(
+            self.source.model,
+            scores,
+            self._size_or_time() if spec.max_drop is None else self._drop(scores, spec.max_drop),
+            curves=self._curves(scores),
+            round_to=spec.round_to,
+            keep_layers=spec.keep_layers,
+        )
+        if spec.selection == "blockwise":
+            calibration = self.detection.data.calibration
+            return replace(plan, keep=chosen_again(self._dense(), plan, scores, calibration, self.progress))
+        return plan
+
+    def repair_(self, model: PreTrainedModel, plan: PruningPlan) -> tuple[LayerError, ...]:
+        """Prunes a dense model in place as the recipe asks."""
+        repair = self.recipe.repair
+        return prune_and_repair_(
+            model,
+            plan,
+            self.detection.data.calibration,
+            method=repair.method,
+            ridge=repair.ridge,
+            sequential=repair.sequential,
+            attention=repair.attention,
+            progress=self.progress,
+        )
+
+    def _size_or_time(self) -> Budget:
+        spec = self.recipe.plan
+        if spec.parameters is not None:
+            return Parameters(spec.parameters)
+        if spec.macs is not None:
+            return Macs(spec.macs)
+        if spec.speedup is not None:
+            return Speedup(spec.speedup, self._latency_table())
+        assert spec.keep_ratio is not None  # the recipe fills it in where no other budget is given
+        return KeepRatio(spec.keep_ratio)
+
+    def _drop(self, scores: NeuronScores, limit: float) -> Budget:
+        costs = model_costs(self.source.model)
+
+        def plan_for(widths: Widths) -> PruningPlan:
+            keep = best_neurons(scores, widths)
+            return PruningPlan(keep, scores.widths, scores.criterion, {}, self.recipe.plan.round_to, costs, costs)
+
+        trials = Candidates(
+            load=self._dense,
+            plan_for=plan_for,
+            repair_=self.repair_,
+            validation=self.detection.data.validation,
+            metric=self.metric,
+            seed=self.recipe.seed,
+            progress=self.progress,
+        )
+        return MaxDrop(limit, trials.try_out)
+
+    def _curves(self, scores: NeuronScores) -> Curves | None:
+        if self.recipe.plan.allocation == "uniform":
+            return None
+        if self.recipe.plan.allocation == "global":
+            return curves_of(scores)
+        batches, seen = [], 0
+        for batch in self.detection.data.calibration:
+            if seen < SENSITIVITY_EXAMPLES:
+                batches.append(batch)
+                seen += len(batch)
+        return measured_curves(self.detection.subject, scores, batches, self.progress)
+
+    def _latency_table(self) -> LatencyTable:
+        recipe, source = self.recipe, self.source
+
+        def feeds(batch: int, sequence: int) -> Mapping[str, NDArray[np.generic]]:
+            return random_inputs(source.model, source.tokenizer, batch, sequence, seed=recipe.seed)
+
+        return latency_table(
+            self._exportable,
+            parity_inputs(source.model, source.tokenizer, seed=recipe.seed),
+            feeds,
+            recipe.benchmark,
+            round_to=recipe.plan.round_to,
+            seed=recipe.seed,
+            progress=self.progress,
+        )
+
+    def _dense(self) -> PreTrainedModel:
+        return load_source(self.recipe.model).model
+
+    def _exportable(self) -> PreTrainedModel:
+        spec = self.recipe.model.model_copy(update={"dtype": "float32"})
+        return load_source(spec, attention="eager").model

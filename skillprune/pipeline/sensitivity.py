@@ -1,0 +1,49 @@
+"""How much the loss rises when one layer is narrowed: what the allocation `sensitivity` shares neurons out by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from skillprune.activations import evaluating
+from skillprune.answers import TaskModel
+from skillprune.data import Batch
+from skillprune.families import find_ffns
+from skillprune.planning import Curves
+from skillprune.progress import Progress
+from skillprune.scoring import NeuronScores, ranking
+from skillprune.surgery import silenced
+
+SHARES = (0.75, 0.5, 0.25, 0.125, 0.0)
+"""Widths that are tried in every layer; between them the rise of the loss is interpolated."""
+
+
+def measured_curves(subject: TaskModel, scores: NeuronScores, batches: Sequence[Batch], progress: Progress) -> Curves:
+    """Mean rise of the loss per example when a layer keeps only its best neurons and the others are silent.
+
+    One layer at a time, without repair; a rise that noise makes fall at a smaller width counts as what it was before.
+    """
+    ffns = find_ffns(subject.model)
+    steps = len(ffns) * len(SHARES)
+    dense = _mean_loss(subject, batches)
+    curves = {}
+    for number, ffn in enumerate(ffns):
+        order = ranking(scores.values[ffn.stack.name][ffn.layer])
+        widths, rises = [ffn.width], [0.0]
+        for place, share in enumerate(SHARES):
+            progress("layer sensitivity", number * len(SHARES) + place, steps)
+            width = round(share * ffn.width)
+            with silenced(ffn, order[width:].tolist()):
+                rises.append(max(rises[-1], _mean_loss(subject, batches) - dense))
+            widths.append(width)
+        curves[ffn.site] = np.interp(np.arange(ffn.width + 1), widths[::-1], rises[::-1])
+    progress("layer sensitivity", steps, steps)
+    return curves
+
+
+def _mean_loss(subject: TaskModel, batches: Sequence[Batch]) -> float:
+    with evaluating(subject.model), torch.inference_mode():
+        losses = [subject.ask(prepared).losses() for prepared in map(subject.prepare, batches)]
+    return float(torch.cat(losses).double().mean())

@@ -1,0 +1,76 @@
+"""Budgets that count: a share of neurons, a number of parameters, or one of multiply-accumulates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skillprune.planning.budget import Choice, first
+from skillprune.planning.path import Path
+from skillprune.planning.plan import Costs
+
+
+@dataclass(frozen=True)
+class KeepRatio:
+    """The share of neurons that stay in the layers that may be narrowed; never all of them go."""
+
+    share: float
+
+    def stop(self, path: Path, costs: Costs) -> Choice:
+        """The point whose neurons are nearest to the share."""
+        free = np.array([len(layer.widths) > 1 for layer in path.layers])
+        kept = path.widths[:, free].sum(axis=1)
+        distance = np.abs(kept - self.share * kept[0])
+        return Choice(int(np.argmin(np.where(kept > 0, distance, np.inf)))) if free.any() else Choice(0)
+
+    def asked(self) -> Mapping[str, float]:
+        """As a recipe says it."""
+        return {"keep_ratio": self.share}
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The most parameters the model may have, or up to 1 the share of those it has."""
+
+    limit: float
+
+    def stop(self, path: Path, costs: Costs) -> Choice:
+        """The largest model within the limit."""
+        left = costs.parameters - path.removed(lambda layer: layer.parameters_per_neuron)
+        return _within(path, "parameters", self.limit, costs.parameters, left)
+
+    def asked(self) -> Mapping[str, float]:
+        """As a recipe says it."""
+        return {"parameters": self.limit}
+
+
+@dataclass(frozen=True)
+class Macs:
+    """The most multiply-accumulates for one sequence (`Costs.sequence`), or up to 1 the share of today's."""
+
+    limit: float
+
+    def stop(self, path: Path, costs: Costs) -> Choice:
+        """The largest model within the limit."""
+        left = costs.macs - costs.sequence * path.removed(lambda layer: layer.macs_per_neuron)
+        return _within(path, "multiply-accumulates", self.limit, costs.macs, left)
+
+    def asked(self) -> Mapping[str, float]:
+        """As a recipe says it."""
+        return {"macs": self.limit}
+
+
+def _within(path: Path, what: str, limit: float, before: int, left: NDArray[np.int64]) -> Choice:
+    most = limit * before if limit <= 1 else limit
+    found = first(path, lambda point: bool(left[point] <= most))
+    if found is not None:
+        return Choice(found)
+    least = int(left[-1])
+    return Choice(
+        len(path) - 1,
+        f"{int(most):,} {what} were asked for; without any neuron that may go the model still has {least:,}, "
+        f"{least / before:.1%} of now",
+    )

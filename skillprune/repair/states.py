@@ -1,0 +1,66 @@
+"""Hidden states on their way from block to block: in memory while there is room, in files beyond."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import psutil
+import torch
+from torch import Tensor
+
+from skillprune.activations import DiskArrays
+from skillprune.data import Batch
+from skillprune.families import Side
+
+MEMORY_SHARE = 0.15
+"""Most of the free memory, on the device that holds them, that the states of one network may take; a repair holds three
+sets: the dense network's, the pruned one's, and what the layer at hand should write."""
+
+
+class States:
+    """One tensor per batch; each may be replaced by another of the same shape and dtype."""
+
+    def __init__(self, files: DiskArrays | None = None) -> None:
+        """In memory, or in files."""
+        self._files = files
+        self._kept: list[Tensor] = []
+        self._devices: list[torch.device] = []
+
+    def append(self, tensor: Tensor) -> None:
+        """Takes the next batch's."""
+        kept = tensor if self._files is None else self._files.zeros(tensor.shape, tensor.dtype).copy_(tensor)
+        self._kept.append(kept)
+        self._devices.append(tensor.device)
+
+    def copy(self) -> States:
+        """The same values, to be replaced independently."""
+        twin = States(None if self._files is None else DiskArrays())
+        for tensor in self:
+            twin.append(tensor)
+        return twin
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[number] for number in range(len(self)))
+
+    def __getitem__(self, number: int) -> Tensor:
+        return self._kept[number].to(self._devices[number])
+
+    def __setitem__(self, number: int, tensor: Tensor) -> None:
+        if self._files is None:
+            self._kept[number] = tensor
+        else:
+            self._kept[number].copy_(tensor)
+
+
+def room_for(first: Tensor, batches: Sequence[Batch], side: Side) -> States:
+    """Empty states for all batches, where there is room for them, given those of the first batch ``(..., hidden)``."""
+    tokens = sum(batch.mask_of(side).numel() for batch in batches)
+    wanted = tokens * first.shape[-1] * first.element_size()
+    return States(None if wanted <= MEMORY_SHARE * _free_bytes(first.device) else DiskArrays())
+
+
+def _free_bytes(device: torch.device) -> int:
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else psutil.virtual_memory().available

@@ -1,0 +1,138 @@
+"""Goes through a stack block by block with hidden states in its hands, and tells what a layer sees and should write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from skillprune.data import Batch
+from skillprune.families import FFN, Side, copy_of
+from skillprune.progress import Progress, track
+from skillprune.repair.carry import Call, Trace, advance, attend, step
+from skillprune.repair.methods import Statistics
+from skillprune.repair.moments import Moments
+from skillprune.surgery import remove_neurons_
+
+HELD_OUT = 10
+"""Every tenth calibration example measures the error of a repair instead of shaping it."""
+
+
+class Walk(Protocol):
+    """Stands before one block after the other. In each, `attention` may be asked for before `ffn`, and each once."""
+
+    def attention(self, ffn: FFN) -> Statistics | None:
+        """What the attention's output projection reads and should write; none where nothing below has changed."""
+        ...
+
+    def ffn(self, ffn: FFN, read: Sequence[int]) -> Statistics:
+        """Some neurons' activations, and what the down projection should write."""
+        ...
+
+    def leave(self, ffn: FFN) -> None:
+        """Goes on to the next block, through this one as it is now."""
+        ...
+
+
+class SideBySide:
+    """Carries the dense and the pruned network: targets lead the pruned one back to the dense one's residual stream."""
+
+    def __init__(self, dense: Trace, pruned: Trace, batches: Sequence[Batch], progress: Progress) -> None:
+        self._dense, self._pruned, self._batches, self._progress = dense, pruned, batches, progress
+        self._teacher, self._student = dense.hidden.copy(), pruned.hidden.copy()
+        self._wanted = dense.hidden.copy()  # of the block it was last filled for: the dense stream after the FFN
+        self._taught = -1
+        self._apart = pruned is not dense
+
+    def attention(self, ffn: FFN) -> Statistics | None:
+        """The projection's input in the pruned network, and what would make its stream the dense one's."""
+        if not self._apart:
+            return None
+        found = _nothing(ffn.attention.weight)
+        for number, batch in enumerate(track(self._batches, f"{_place(ffn)} attention", self._progress)):
+            target = self._teach(ffn, number) - self._student[number]
+            _add(found, batch, ffn.stack.side, attend(ffn, self._student[number], self._call(ffn, number)), target)
+        self._taught = ffn.layer
+        return found
+
+    def ffn(self, ffn: FFN, read: Sequence[int]) -> Statistics:
+        """Activations are the pruned network's, in a copy of the block with only the neurons that are read."""
+        narrow = copy_of(ffn)
+        if len(read) < ffn.width:
+            remove_neurons_(narrow, read)
+        found = _nothing(narrow.down.weight)
+        for number, batch in enumerate(track(self._batches, _place(ffn), self._progress)):
+            if self._taught != ffn.layer:
+                self._teach(ffn, number)
+            seen = step(narrow, self._student[number], self._call(ffn, number))
+            _add(found, batch, ffn.stack.side, seen.activations, self._wanted[number] - seen.residual)
+        self._taught = ffn.layer
+        return found
+
+    def leave(self, ffn: FFN) -> None:
+        """The dense network has already gone on if it was looked at; otherwise the block is as it was."""
+        for number in range(len(self._batches)):
+            if self._taught != ffn.layer:
+                self._teacher[number] = advance(ffn, self._teacher[number], self._dense.calls[ffn.layer][number])
+            self._student[number] = advance(ffn, self._student[number], self._call(ffn, number))
+        self._apart = self._apart or self._taught == ffn.layer
+
+    def _teach(self, ffn: FFN, number: int) -> Tensor:
+        """Takes the dense network through the block, which is still whole; returns its stream after attention."""
+        seen = step(ffn, self._teacher[number], self._dense.calls[ffn.layer][number])
+        self._teacher[number], self._wanted[number] = seen.hidden, seen.written + seen.residual
+        return seen.attended
+
+    def _call(self, ffn: FFN, number: int) -> Call:
+        return self._pruned.calls[ffn.layer][number]
+
+
+class Dense:
+    """Carries the dense network alone: every layer is to write what it wrote, given what it saw."""
+
+    def __init__(self, dense: Trace, batches: Sequence[Batch], progress: Progress) -> None:
+        self._dense, self._batches, self._progress = dense, batches, progress
+        self._hidden = dense.hidden.copy()
+        self._taught = -1
+
+    def attention(self, ffn: FFN) -> None:
+        """Nothing below has changed as far as this walk can see."""
+
+    def ffn(self, ffn: FFN, read: Sequence[int]) -> Statistics:
+        """Activations and outputs of the block as it is."""
+        found = _nothing(ffn.down.weight[:, : len(read)])
+        for number, batch in enumerate(track(self._batches, _place(ffn), self._progress)):
+            seen = step(ffn, self._hidden[number], self._dense.calls[ffn.layer][number])
+            _add(found, batch, ffn.stack.side, seen.activations[..., list(read)], seen.written)
+            self._hidden[number] = seen.hidden
+        self._taught = ffn.layer
+        return found
+
+    def leave(self, ffn: FFN) -> None:
+        """Goes on unless looking has done so."""
+        if self._taught != ffn.layer:
+            for number in range(len(self._batches)):
+                self._hidden[number] = advance(ffn, self._hidden[number], self._dense.calls[ffn.layer][number])
+
+
+def held_out(batch: Batch) -> Tensor:
+    """True for examples that no fit sees, ``(batch,)``."""
+    return batch.indices % HELD_OUT == HELD_OUT - 1
+
+
+def _place(ffn: FFN) -> str:
+    return f"repair ({ffn.stack.name} layer {ffn.layer})"
+
+
+def _nothing(weight: Tensor) -> Statistics:
+    outputs, inputs = weight.shape
+    return Statistics(Moments.zeros(inputs, outputs, weight.device), Moments.zeros(inputs, outputs, weight.device))
+
+
+def _add(found: Statistics, batch: Batch, side: Side, activations: Tensor, target: Tensor) -> None:
+    batch = batch.to(target.device)
+    real, measuring = batch.mask_of(side), held_out(batch).unsqueeze(1)
+    for moments, mask in ((found.fit, real & ~measuring), (found.held_out, real & measuring)):
+        rows = mask.flatten().nonzero().squeeze(1)
+        moments.add(*(values.flatten(0, 1).index_select(0, rows) for values in (activations, target)))

@@ -1,0 +1,328 @@
+"""What budgets need to have measured: latency tables, trial runs, layer sensitivity, neurons chosen block by block."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from naive import down_modules, lone_examples, score
+from numpy.typing import NDArray
+from runs import WIDTH, invoke, read_json, set_up, write_recipe
+from tiny import TINY, VOCABULARY, tiny_batches, tiny_bert
+from torch import nn
+from transformers import PreTrainedModel
+
+from skillprune.answers import Classifier
+from skillprune.evaluation import accuracy
+from skillprune.families import find_ffns
+from skillprune.pipeline.blockwise import chosen_again
+from skillprune.pipeline.candidates import Candidates
+from skillprune.pipeline.latency_table import latency_table
+from skillprune.pipeline.sensitivity import SHARES, measured_curves
+from skillprune.planning import Costs, LatencyTable, PruningPlan, Widths
+from skillprune.progress import silent
+from skillprune.recipe import BenchmarkSpec
+from skillprune.repair import prune_and_repair_
+from skillprune.scoring import NeuronScores, Provenance, ScoringData, ranking
+from skillprune.surgery import prune_
+
+UNCOUNTED = Costs(0, 0, 0, 0, 0)
+NEURONS = 32
+LENGTHS = (3, 9, 5, 12, 7, 4, 10, 6, 8, 11, 9, 5, 12, 4, 7, 10, 3, 8, 6, 12)
+LABELS = (0, 1, 1, 0, 1, 0, 0, 1, 0, 1, 1, 0, 1, 1, 0, 0, 1, 0, 1, 0)
+
+
+def plan_of(*keep: Sequence[int]) -> PruningPlan:
+    widths = {"encoder": (NEURONS,) * len(keep)}
+    return PruningPlan({"encoder": tuple(map(tuple, keep))}, widths, "test", {}, 1, UNCOUNTED, UNCOUNTED)
+
+
+def some_scores(layers: int = 3) -> NeuronScores:
+    values = tuple(np.random.default_rng(layer).random(NEURONS) for layer in range(layers))
+    return NeuronScores("test", {"encoder": values}, Provenance("m", "d", 20, "mean", 0))
+
+
+# Latency tables
+
+
+def inputs(batch: int, sequence: int) -> dict[str, NDArray[np.int64]]:
+    ids = np.random.default_rng([batch, sequence]).integers(3, VOCABULARY, (batch, sequence))
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+
+
+def tabulated(made: list[PreTrainedModel], **changes: Any) -> LatencyTable:
+    def make() -> PreTrainedModel:
+        made.append(tiny_bert(width=NEURONS))
+        return made[-1]
+
+    spec = BenchmarkSpec(shapes=((1, 8), (2, 16)), threads=1, **changes)
+    return latency_table(make, [inputs(2, 7)], inputs, spec, round_to=4, seed=0, progress=silent)
+
+
+def test_a_latency_table_is_measured_once_per_machine_and_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SKILLPRUNE_CACHE", str(tmp_path))
+    made: list[PreTrainedModel] = []
+    table = tabulated(made)
+    assert table.shapes == ((1, 8), (2, 16))
+    assert len(table.dense_ms) == 2 and all(0 < ms < 1000 for ms in table.dense_ms)
+    # Multiples of 4 near the shares 0, 1/32, 1/16, 1/8, 1/4, 3/8, 1/2 and 3/4 of 32, and the dense width.
+    assert table.widths == {"encoder": (0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)}
+    for shares in table.shares["encoder"]:
+        assert shares[-1] == 1 and 0 < shares[0]
+        assert list(shares) == sorted(shares)
+    assert len(made) == 7  # every width but the dense one is exported from a model of its own
+    widths = {find_ffns(model)[0].width for model in made[1:]}
+    assert widths == {0, 4, 8, 12, 16, 24}
+    made.clear()
+    assert tabulated(made) == table
+    assert len(made) == 1  # its config tells whether the table fits
+    assert len(list(tmp_path.rglob("*.json"))) == 1
+    assert tabulated(made, rounds=12) == table  # how long the final benchmark takes does not matter
+
+
+# Trials of candidates
+
+
+def trial_of(repair_: Callable[[PreTrainedModel, PruningPlan], object], metric: str = "accuracy") -> Any:
+    def plan_for(widths: Widths) -> PruningPlan:
+        return plan_of(*(range(width) for width in widths["encoder"]))
+
+    batches = tiny_batches(lengths=LENGTHS, labels=LABELS)
+    return Candidates(changing_its_mind, plan_for, repair_, batches, metric, 0, silent)
+
+
+def changing_its_mind() -> PreTrainedModel:
+    """A model that gives both answers, and others when it loses neurons."""
+    return tiny_bert(seed=6)
+
+
+def test_a_candidate_is_judged_by_what_its_answers_lose_on_validation() -> None:
+    trials = trial_of(prune_)
+    widths = {"encoder": (2, 2, 2)}
+    found = trials.try_out(widths)
+    dense, small = changing_its_mind(), prune_(changing_its_mind(), plan_of(*[range(2)] * 3))
+    right = []
+    for model in (dense, small):
+        answers = []
+        for example in lone_examples(trials.validation):
+            with torch.no_grad():
+                answers.append(int(model(**example.inputs).logits.argmax()) == example.label)
+        right.append(np.array(answers))
+    difference = right[0].astype(float) - right[1]
+    assert found.drop == pytest.approx(difference.mean())
+    assert found.drop != 0
+    assert found.margin == pytest.approx(difference.std() / np.sqrt(len(difference)), rel=0.1)
+    whole = trials.try_out({"encoder": (NEURONS,) * 3})
+    assert (whole.drop, whole.margin) == (0, 0)
+
+
+def test_a_candidate_is_repaired_before_it_is_judged() -> None:
+    calibration = tiny_batches(lengths=LENGTHS, labels=LABELS)
+    seen = []
+
+    def repair_(model: PreTrainedModel, plan: PruningPlan) -> None:
+        prune_and_repair_(model, plan, calibration)
+        with torch.no_grad():
+            seen.append(accuracy(np.array(LABELS), model(**one_batch().inputs).logits.argmax(dim=1).numpy()))
+
+    def one_batch() -> Any:
+        return tiny_batches(lengths=LENGTHS, labels=LABELS, batch_size=len(LENGTHS))[0]
+
+    found = trial_of(repair_).try_out({"encoder": (4, 4, 4)})
+    with torch.no_grad():
+        dense = accuracy(np.array(LABELS), changing_its_mind()(**one_batch().inputs).logits.argmax(dim=1).numpy())
+    assert found.drop == pytest.approx(dense - seen[0])
+
+
+# Sensitivity of layers
+
+
+def test_sensitivity_is_the_rise_of_the_loss_when_a_layer_keeps_its_best() -> None:
+    model, scores = tiny_bert(seed=3), some_scores()
+    batches = tiny_batches(lengths=LENGTHS, labels=LABELS)
+    curves = measured_curves(Classifier(model), scores, batches, silent)
+
+    def mean_loss(of: PreTrainedModel) -> float:
+        losses = []
+        for example in lone_examples(batches):
+            with torch.no_grad():
+                losses.append(-float(of(**example.inputs).logits[0].log_softmax(dim=0)[example.label]))
+        return float(np.mean(losses))
+
+    for layer in range(3):
+        rises = {NEURONS: 0.0}
+        for share in SHARES:
+            copy = deepcopy(model)
+            kept = ranking(scores.values["encoder"][layer])[: round(share * NEURONS)]
+            gone = sorted(set(range(NEURONS)) - set(kept.tolist()))
+            with torch.no_grad():
+                down_modules(copy)["encoder", layer].weight[:, gone] = 0
+            width = round(share * NEURONS)
+            rises[width] = max(*rises.values(), mean_loss(copy) - mean_loss(model))
+        found = curves["encoder", layer]
+        np.testing.assert_allclose([found[width] for width in rises], list(rises.values()), rtol=1e-4, atol=1e-7)
+        assert found[6] == pytest.approx((found[4] + found[8]) / 2)
+    assert any(curves["encoder", layer][0] > 0 for layer in range(3))
+
+
+# Choosing again in every block
+
+
+def test_neurons_chosen_block_by_block_are_those_a_slow_loop_chooses() -> None:
+    dense = TINY["bert"]().double()
+    data = ScoringData(*[tiny_batches(lengths=LENGTHS, labels=LABELS)] * 2)
+    (plain,) = score(dense, data, "skill")
+    metric = tuple(np.eye(16) + 0.1 * np.ones((16, 16)) for _ in range(3))
+    scores = replace(plain, details={**plain.details, "metric": {"encoder": metric}})
+    plan = replace(plan_of(*[range(10)] * 3))
+    keep = chosen_again(deepcopy(dense), plan, scores, data.calibration, silent)
+    for layer in range(3):
+        # The layers below as they were chosen and repaired with the same plan; this one is still whole.
+        below = {"encoder": (*keep["encoder"][:layer], *[tuple(range(NEURONS))] * (3 - layer))}
+        student = deepcopy(dense)
+        prune_and_repair_(student, replace(plan, keep=below), data.calibration)
+        fit = [example for example in lone_examples(data.calibration) if example.index % 10 != 9]
+        a, y = [], []
+        for example in fit:
+            wanted, seen = stream(dense, layer, example), stream(student, layer, example)
+            a.append(seen[0])
+            y.append(wanted[1] - seen[2])
+        assert keep["encoder"][layer] == kept_one_by_one(
+            np.concatenate(a), np.concatenate(y), down_modules(student)["encoder", layer], metric[layer], 10
+        )
+    assert keep != {"encoder": tuple(tuple(range(10)) for _ in range(3))}
+
+
+def stream(model: PreTrainedModel, layer: int, example: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Activations, the stream after the FFN added to it and the stream before, of one example: ``(tokens, ...)``."""
+    block, seen = model.bert.encoder.layer[layer], {}
+    hooks = [
+        module.register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0][0].numpy()}))
+        for name, module in (
+            ("activations", block.output.dense),
+            ("before", block.intermediate.dense),
+            ("after", block.output.LayerNorm),
+        )
+    ]
+    with torch.no_grad():
+        model(**example.inputs)
+    for hook in hooks:
+        hook.remove()
+    return seen["activations"], seen["after"], seen["before"]
+
+
+def kept_one_by_one(a: NDArray[Any], y: NDArray[Any], down: nn.Linear, metric: NDArray[Any], width: int) -> Any:
+    """Starts from the ridge fit and removes the neuron whose loss costs least, everything solved anew each time."""
+    a, y = a - a.mean(axis=0), y - y.mean(axis=0)
+    gram, cross, old = a.T @ a / len(a), a.T @ y / len(a), down.weight.detach().numpy().T
+    hessian = gram + 0.01 * np.diag(gram).mean() * np.eye(len(gram))
+    start = np.linalg.solve(hessian, cross + (hessian - gram) @ old)
+    left = list(range(len(gram)))
+
+    def cost(kept: list[int]) -> float:
+        gone = [neuron for neuron in range(len(gram)) if neuron not in kept]
+        change = np.zeros_like(start)
+        change[gone] = -start[gone]
+        change[kept] = np.linalg.solve(hessian[np.ix_(kept, kept)], -hessian[np.ix_(kept, gone)] @ change[gone])
+        return float(np.trace(metric @ change.T @ hessian @ change))
+
+    while len(left) > width:
+        left.remove(min(left, key=lambda neuron: cost([each for each in left if each != neuron])))
+    return tuple(left)
+
+
+# Whole recipes
+
+
+SKILL = {"criterion": "skill", "examples": 24, "batch_size": 8}
+
+
+def prepared(folder: Path, **plan: Any) -> Path:
+    set_up(folder)
+    return write_recipe(folder, scoring=SKILL, plan={"round_to": 8, **plan})
+
+
+def widths_in(folder: Path) -> list[int]:
+    return [len(kept) for kept in read_json(folder / "plan.json")["keep"]["encoder"]]
+
+
+@pytest.mark.parametrize("allocation", ["global", "sensitivity"])
+def test_layers_get_what_they_need(tmp_path: Path, allocation: str) -> None:
+    recipe = prepared(tmp_path, keep_ratio=0.4, allocation=allocation)
+    done = invoke("plan", recipe, "--output", tmp_path / "out")
+    assert done.code == 0, done.text
+    widths = widths_in(tmp_path / "out")
+    assert sum(widths) == pytest.approx(0.4 * 3 * WIDTH, abs=8)
+    assert len(set(widths)) > 1
+
+
+def test_a_blockwise_plan_has_the_widths_of_the_other_and_other_neurons(tmp_path: Path) -> None:
+    once, again = prepared(tmp_path, keep_ratio=0.3), None
+    assert invoke("plan", once, "--output", tmp_path / "once").code == 0
+    again = write_recipe(
+        tmp_path, "again", scoring=SKILL, plan={"round_to": 8, "keep_ratio": 0.3, "selection": "blockwise"}
+    )
+    assert invoke("plan", again, "--output", tmp_path / "again").code == 0
+    first, second = (read_json(tmp_path / name / "plan.json") for name in ("once", "again"))
+    assert widths_in(tmp_path / "once") == widths_in(tmp_path / "again")
+    assert first["keep"] != second["keep"]
+
+
+def test_blockwise_needs_the_criterion_that_can(tmp_path: Path) -> None:
+    recipe = set_up(tmp_path, plan={"keep_ratio": 0.3, "selection": "blockwise"})
+    refused = invoke("run", recipe, "--output", tmp_path / "out")
+    assert refused.code == 2
+    assert "plan.selection" in refused.text and "skill" in refused.text
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_speed_up_beyond_reach_prunes_all_it_can_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SKILLPRUNE_CACHE", str(tmp_path / "cache"))
+    recipe = prepared(tmp_path, speedup=50)
+    done = invoke("run", recipe, "--output", tmp_path / "out", "--json")
+    assert done.code == 1, done.text
+    report = json.loads(done.out)
+    assert report["verdict"]["ok"] is False
+    assert any("50 was asked for" in reason for reason in report["verdict"]["reasons"])
+    assert report["model"]["stacks"][0]["width_after"] == [0, 0, 0]
+    assert report["artifacts"][0]["max_abs_diff"] <= report["artifacts"][0]["tolerance"]
+    planned = invoke("plan", recipe, "--output", tmp_path / "out")
+    assert planned.code == 1 and "not met" in planned.text
+
+
+def test_a_floor_that_nothing_keeps_leaves_the_model_whole_and_a_loose_one_empties_it(tmp_path: Path) -> None:
+    loose = prepared(tmp_path, max_drop=1.0)
+    assert invoke("plan", loose, "--output", tmp_path / "loose").code == 0
+    assert widths_in(tmp_path / "loose") == [0, 0, 0]
+    tight = write_recipe(tmp_path, "tight", scoring=SKILL, plan={"round_to": 8, "max_drop": 0.0})
+    done = invoke("plan", tight, "--output", tmp_path / "tight")
+    widths = widths_in(tmp_path / "tight")
+    assert (done.code == 1) == (widths == [WIDTH] * 3)
+
+
+def test_scores_are_computed_once_for_all_trials(tmp_path: Path) -> None:
+    recipe = prepared(tmp_path, max_drop=0.2)
+    assert invoke("score", recipe, "--output", tmp_path / "out").code == 0
+    written = (tmp_path / "out" / "scores.safetensors").stat().st_mtime_ns
+    assert invoke("plan", recipe, "--output", tmp_path / "out").code in (0, 1)
+    assert (tmp_path / "out" / "scores.safetensors").stat().st_mtime_ns == written
+
+
+def test_one_shot_repair_with_a_given_ridge_is_what_the_recipe_asks_for(tmp_path: Path) -> None:
+    set_up(tmp_path)
+    recipe = write_recipe(tmp_path, repair={"method": "least_squares", "ridge": 0.5, "sequential": False})
+    assert invoke("prune", recipe, "--output", tmp_path / "out").code == 0
+    plain = write_recipe(tmp_path, "plain")
+    assert invoke("prune", plain, "--output", tmp_path / "plain").code == 0
+    assert (tmp_path / "out" / "plan.json").read_bytes() == (tmp_path / "plain" / "plan.json").read_bytes()
+    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("out", "plain")]
+    assert weights[0] != weights[1]
