@@ -30,6 +30,7 @@ FORMS = {
     "FileData": "`task.data` as files.",
     "HubData": "`task.data` as a data set of the Hugging Face hub.",
     "HubSplits": "`task.data.splits` of a hub data set: split expressions of the datasets library.",
+    "HubSplit": "`recovery.data` as one split of a data set of the Hugging Face hub.",
 }
 """Sections that are one of several forms of their key, by the name of their definition."""
 
@@ -70,7 +71,8 @@ def _sections(section: Schema, root: Schema, above: str) -> Iterator[tuple[str, 
 
 
 def _forms(field: Schema) -> list[Schema]:
-    return list(field.get("anyOf") or field.get("oneOf") or [field])
+    choices = field.get("anyOf") or field.get("oneOf")
+    return [field] if choices is None else [form for choice in choices for form in _forms(choice)]
 
 
 def _table(section: Schema, root: Schema) -> str:

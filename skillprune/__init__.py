@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         plan_pruning,
     )
     from skillprune.recipe import Recipe, load_recipe
+    from skillprune.recovery import Recovery, RecoverySettings, recover_
     from skillprune.repair import prune_and_repair_
     from skillprune.report import Report, read_report
     from skillprune.scoring import NeuronScores, Provenance, ScoringData, load_scores, save_scores, score_neurons
@@ -47,6 +48,8 @@ _ROOMS = {
     "Provenance": "scoring",
     "PruningPlan": "planning",
     "Recipe": "recipe",
+    "Recovery": "recovery",
+    "RecoverySettings": "recovery",
     "Report": "report",
     "ScoringData": "scoring",
     "SkillPruneError": "errors",
@@ -66,6 +69,7 @@ _ROOMS = {
     "prune_": "surgery",
     "prune_and_repair_": "repair",
     "read_report": "report",
+    "recover_": "recovery",
     "resolve_task": "tasks",
     "run": "pipeline",
     "save_pruned": "checkpoint",
@@ -83,6 +87,8 @@ __all__ = [
     "Provenance",
     "PruningPlan",
     "Recipe",
+    "Recovery",
+    "RecoverySettings",
     "Report",
     "ScoringData",
     "SkillPruneError",
@@ -102,6 +108,7 @@ __all__ = [
     "prune_",
     "prune_and_repair_",
     "read_report",
+    "recover_",
     "resolve_task",
     "run",
     "save_pruned",

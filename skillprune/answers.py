@@ -19,7 +19,7 @@ from skillprune.data import NO_TARGET, Batch
 
 
 class Answers(ABC):
-    """What a model said to the examples of a batch; both quantities can be differentiated."""
+    """What a model said to the examples of a batch; every quantity can be differentiated."""
 
     @abstractmethod
     def losses(self) -> Tensor:
@@ -31,6 +31,13 @@ class Answers(ABC):
 
         It does not vanish where the model is right and sure, as the gradient of the loss does. The draw belongs to the
         example (``indices``) and the seed, so it does not depend on how examples were batched.
+        """
+
+    @abstractmethod
+    def choices(self) -> Tensor:
+        """Logits of all that was to be answered, float32 or wider, ``(choices, options)``.
+
+        One row per example, or per target token.
         """
 
 
@@ -63,6 +70,10 @@ class ClassAnswers(Answers):
         scores = _precise(self.scores)
         return (scores * torch.from_numpy(drawn).to(scores)).sum(dim=1)
 
+    def choices(self) -> Tensor:
+        """The scores, ``(batch, classes)``."""
+        return _precise(self.scores)
+
 
 @dataclass(frozen=True, eq=False)
 class TokenAnswers(Answers):
@@ -91,6 +102,10 @@ class TokenAnswers(Answers):
             reached = _precise(self.logits).softmax(dim=-1).cumsum(dim=-1)
             tokens = (reached < draws.to(reached).unsqueeze(-1) * reached[..., -1:]).sum(dim=-1)
         return -self._losses_of(tokens.clamp(max=self.logits.shape[-1] - 1).masked_fill(~wanted, NO_TARGET))
+
+    def choices(self) -> Tensor:
+        """The logits where a token is to be predicted, ``(targets, vocabulary)``."""
+        return _precise(self.logits[self.targets != NO_TARGET])
 
     def _losses_of(self, targets: Tensor) -> Tensor:
         losses = cross_entropy(_precise(self.logits).transpose(1, 2), targets, ignore_index=NO_TARGET, reduction="none")

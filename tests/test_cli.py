@@ -39,6 +39,7 @@ from safetensors.numpy import load_file
 
 import skillprune
 from skillprune.errors import RecipeError
+from skillprune.pipeline import STAGES
 
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 OTHER_RECIPES = sorted((ROOT / "benchmarks" / "recipes").rglob("*.yaml"))
@@ -48,6 +49,7 @@ OPTIONS = {
     "score": STAGE_OPTIONS,
     "plan": STAGE_OPTIONS,
     "prune": STAGE_OPTIONS,
+    "recover": STAGE_OPTIONS,
     "export": STAGE_OPTIONS,
     "bench": STAGE_OPTIONS,
     "validate": ("--set", "--debug", "RECIPE"),
@@ -300,7 +302,6 @@ def test_help_names_every_command() -> None:
     assert invoke().code == 2 and "Usage" in invoke().text
 
 
-@pytest.mark.parametrize("name", ["report"])
+@pytest.mark.parametrize("name", ["run", *STAGES])
 def test_the_stages_of_the_contract_are_commands(name: str) -> None:
-    """Those this version has: recovery is not among its stages yet."""
     assert invoke(name, "--help").code == 0

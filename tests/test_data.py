@@ -31,7 +31,15 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from skillprune.data import NO_TARGET, Example, fingerprint, label_word_ids, load_splits, make_batches
+from skillprune.data import (
+    NO_TARGET,
+    Example,
+    fingerprint,
+    label_word_ids,
+    load_splits,
+    make_batches,
+    recovery_examples,
+)
 from skillprune.data.rows import read_examples
 from skillprune.errors import DataError, RecipeError, ResourceFailure
 from skillprune.recipe import TaskSpec
@@ -230,8 +238,12 @@ def test_a_hub_that_cannot_be_reached_is_nobodys_mistake(hub: Callable[..., Task
 
 def write_splits(folder: Path, **splits: Sequence[Example]) -> Task:
     for name, examples in splits.items():
-        write_csv(folder / f"{name}.csv", [HEADER, *((e.texts[0], LABELS[e.label]) for e in examples)])
+        write_csv(folder / f"{name}.csv", rows_of(examples))
     return task(folder / "train.csv")
+
+
+def rows_of(examples: Sequence[Example]) -> Table:
+    return [HEADER, *((example.texts[0], LABELS[example.label]) for example in examples)]
 
 
 def numbered(prefix: str, count: int) -> list[Example]:
@@ -302,6 +314,33 @@ def test_no_text_is_in_two_splits(tmp_path_factory: Any, train: list[int], test:
     texts = [{e.texts for e in part} for part in (splits.calibration, splits.validation, splits.test)]
     assert not (texts[0] & texts[1] or texts[0] & texts[2] or texts[1] & texts[2])
     assert splits.test == tuple(make(test))
+
+
+def test_training_after_pruning_sees_all_of_train_but_nothing_else(tmp_path: Path) -> None:
+    splits = load_splits(
+        write_splits(tmp_path, train=numbered("a", 60), validation=numbered("b", 10), test=numbered("c", 10)),
+        examples=20,
+        seed=0,
+    )
+    assert splits.train == tuple(numbered("a", 60)) and set(splits.calibration) < set(splits.train)
+    (tmp_path / "overlapping").mkdir()
+    without = write_splits(tmp_path / "overlapping", train=numbered("a", 60), test=numbered("a", 10))
+    left = load_splits(without, examples=20, seed=0)
+    assert len(left.train) == 40  # ten are in test, a fifth of the others is validation
+    assert not {each.texts for each in left.train} & {each.texts for each in (*left.validation, *left.test)}
+
+
+def test_named_examples_for_recovery_never_come_from_test(tmp_path: Path) -> None:
+    parts = {"train": numbered("a", 60), "validation": numbered("b", 10), "test": numbered("c", 10)}
+    asked = write_splits(tmp_path, **parts)
+    splits = load_splits(asked, examples=20, seed=0)
+    assert recovery_examples(asked, splits, None) == splits.train
+    more = numbered("d", 6)
+    path = write_csv(tmp_path / "more.csv", rows_of([*more, *parts["validation"][:2]]))
+    assert recovery_examples(asked, splits, path) == tuple(more)
+    write_csv(path, rows_of([*more, *parts["test"][:2]]))
+    with pytest.raises(DataError, match="2 of 8 examples have a text that is also in test, such as 'c"):
+        recovery_examples(asked, splits, path)
 
 
 def test_the_same_seed_gives_the_same_splits_in_another_process(tmp_path: Path) -> None:

@@ -444,6 +444,45 @@ def test_the_first_slot_starts_as_the_mask_token() -> None:
     assert without.std().item() == pytest.approx(1 / 30, rel=0.15)
 
 
+def test_a_prompt_is_tuned_again_from_where_it_was() -> None:
+    subject, batches = Classifier(tiny_bert()), tiny_batches()
+    first = tune_prompt(subject, batches, batches, SETTINGS)
+    other = Classifier(tiny_bert(seed=3))
+    before = copy.deepcopy(other.model.state_dict())
+    kept = first.prompt.vectors.clone()
+    again = tune_prompt(other, batches, batches, SETTINGS, start=first.prompt)
+    moved = Prompted(other, first.prompt)
+    with torch.no_grad():
+        losses = torch.cat([moved.ask(moved.prepare(batch)).losses() for batch in batches])
+    assert len(again.prompt.losses) == 1 + SETTINGS.epochs
+    assert again.prompt.losses[0] == pytest.approx(float(losses.mean()), rel=1e-5)
+    assert min(again.prompt.losses) < again.prompt.losses[0]
+    assert torch.equal(first.prompt.vectors, kept) and not torch.equal(again.prompt.vectors, kept)
+    assert all(torch.equal(value, before[name]) for name, value in other.model.state_dict().items())
+
+
+def test_a_prompt_that_tuning_only_harms_stays_as_it_was() -> None:
+    subject, batches = Classifier(tiny_bert()), tiny_batches()
+    first = tune_prompt(subject, batches, batches, replace(SETTINGS, epochs=20))
+    again = tune_prompt(subject, batches, batches, replace(SETTINGS, learning_rate=100.0), start=first.prompt)
+    assert min(again.prompt.losses) == again.prompt.losses[0]
+    assert torch.equal(again.prompt.vectors, first.prompt.vectors)
+
+
+def test_a_head_is_tuned_again_from_where_it_was() -> None:
+    subject, batches, settings = Classifier(tiny_bert()), tiny_batches(), replace(SETTINGS, train_head=True)
+    first = tune_prompt(subject, batches, batches, settings)
+    hardly = tune_prompt(subject, batches, batches, replace(settings, learning_rate=1e-9), start=first.prompt)
+    for name, value in hardly.prompt.head.items():
+        torch.testing.assert_close(value, first.prompt.head[name], rtol=0, atol=1e-6)
+        assert not torch.allclose(value, subject.model.get_parameter(name), rtol=0, atol=1e-4)
+    headless = replace(first.prompt, head={})
+    with pytest.raises(ValueError, match="has nothing where"):
+        tune_prompt(subject, batches, batches, settings, start=headless)
+    with pytest.raises(ValueError, match=r"has \(4, 16\) where \(3, 16\)"):
+        tune_prompt(subject, batches, batches, replace(SETTINGS, tokens=3), start=first.prompt)
+
+
 def test_a_head_is_trained_only_if_asked_and_the_model_s_own_stays() -> None:
     subject, batches = subject_and_batches("classifier", "roberta")
     before = {name: value.clone() for name, value in subject.model.state_dict().items()}

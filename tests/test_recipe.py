@@ -19,7 +19,16 @@ from pydantic import BaseModel, ValidationError
 
 from skillprune import recipe as recipe_module
 from skillprune.errors import Problem, RecipeError
-from skillprune.recipe import BuiltinData, FileData, HubData, Recipe, dump_recipe, load_recipe, recipe_schema
+from skillprune.recipe import (
+    BuiltinData,
+    FileData,
+    HubData,
+    HubSplit,
+    Recipe,
+    dump_recipe,
+    load_recipe,
+    recipe_schema,
+)
 
 CONTRACT = """\
 model: model
@@ -105,7 +114,10 @@ def test_everything_but_model_and_task_has_its_documented_default(tmp_path: Path
             "keep_layers": [],
         },
         "repair": {"method": "least_squares", "ridge": None, "sequential": True, "attention": True},
-        "recovery": {"epochs": 0},
+        "recovery": {
+            "epochs": 0, "learning_rate": 5e-5, "hidden_weight": 1.0, "temperature": 2.0, "train": "all",
+            "patience": 2, "prompt": False, "data": None,
+        },
         "export": {"variants": ["fp32"]},
         "benchmark": {"shapes": [[1, 32], [1, 128], [8, 128]], "threads": 2, "provider": "cpu", "rounds": 60},
         "demand": {"min_speedup": None, "max_drop": None},
@@ -154,8 +166,15 @@ WRONG = [
     ("scoring: {also: {}}", "[random, random]", "scoring.also", "twice"),
     ("scoring: {examples: {}}", "1e3", "scoring.examples", "whole number"),
     ("repair: {ridge: {}}", "0", "repair.ridge", "greater than 0"),
-    ("recovery: {epochs: {}}", "1", "recovery.epochs", "should be 0"),
-    ("recovery: {epochs: {}}", "false", "recovery.epochs", "should be 0"),
+    ("recovery: {epochs: {}}", "-1", "recovery.epochs", "greater than or equal to 0"),
+    ("recovery: {epochs: {}}", "false", "recovery.epochs", "whole number"),
+    ("recovery: {patience: {}}", "0", "recovery.patience", "greater than or equal to 1"),
+    ("recovery: {temperature: {}}", "0", "recovery.temperature", "greater than 0"),
+    ("recovery: {train: {}}", "ffn", "recovery.train", "'neurons'"),
+    ("recovery: {data: {}}", "3", "recovery.data", "a file, or a split of a hub data set"),
+    ("recovery: {data: {}}", "more.csv", "recovery.data", "there is no such file"),
+    ("recovery: {data: {hub: {}}}", "3", "recovery.data.hub", "should be text"),
+    ("recovery: {}", "{prompt: true}", "recovery", "add scoring.prompt"),
     ("export: {variants: {}}", "[]", "export.variants", "at least 1"),
     ("benchmark: {rounds: {}}", "9", "benchmark.rounds", "greater than or equal to 10"),
     ("benchmark: {shapes: [{}]}", "[1, 32, 3]", "benchmark.shapes[0]", "at most 2"),
@@ -393,6 +412,24 @@ def test_a_file_that_is_not_there_and_one_that_is_a_folder(tmp_path: Path) -> No
         load_recipe(tmp_path / "recipe.yaml")
     with pytest.raises(RecipeError, match="cannot be read"):
         load_recipe(tmp_path)
+
+
+def test_examples_for_recovery_are_a_file_or_a_split(home: Path, monkeypatch: Any) -> None:
+    recipe = load_recipe(write(home, MINIMAL + "recovery: {data: train.csv}\n"))
+    assert recipe.recovery.data == home / "train.csv"
+    assert load_recipe(write(home, dump_recipe(recipe))) == recipe
+    monkeypatch.chdir(home)
+    assert load_recipe(write(home, MINIMAL), ["recovery.data=dev.csv"]).recovery.data == home / "dev.csv"
+    recipe = load_recipe(write(home, MINIMAL + "recovery: {data: {hub: someone/texts, split: 'train[:9]'}}\n"))
+    assert recipe.recovery.data == HubSplit(hub="someone/texts", split="train[:9]")
+    assert load_recipe(write(home, dump_recipe(recipe))) == recipe
+    problem = only(home, MINIMAL + "recovery: {data: {hub: someone/texts, spilt: test}}\n")
+    assert (problem.field, problem.line) == ("recovery.data.spilt", 3) and "did you mean 'split'" in problem.message
+
+
+def test_prompts_are_tuned_again_only_if_there_are_any(tmp_path: Path) -> None:
+    text = MINIMAL + "scoring: {prompt: {tokens: 4}}\nrecovery: {prompt: true}\n"
+    assert load_recipe(write(tmp_path, text)).recovery.prompt
 
 
 def test_aliases_and_odd_keys_are_refused(tmp_path: Path) -> None:

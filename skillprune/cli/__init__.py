@@ -22,8 +22,9 @@ app.command("run")(run_command)
 for _name, _help in {
     "score": "Score every FFN neuron; writes scores.safetensors.",
     "plan": "Choose which neurons stay, after scoring; writes plan.json.",
-    "prune": "Prune and repair, after planning; writes model/ and proves that it reloads.",
-    "export": "Export dense and pruned to ONNX, after pruning; proves that the files compute what PyTorch does.",
+    "prune": "Prune and repair, after planning; writes the pruned checkpoint and proves that it reloads.",
+    "recover": "Train the pruned model, after pruning, if the recipe asks for it; writes model/.",
+    "export": "Export dense and pruned to ONNX, after recovery; proves that the files compute what PyTorch does.",
     "bench": "Time dense against pruned in ONNX Runtime, after exporting.",
 }.items():
     app.command(_name)(stage_command(_name, _help))

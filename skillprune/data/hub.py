@@ -7,14 +7,14 @@ from typing import Any
 
 from skillprune.data.examples import Row, check_columns, columns_of
 from skillprune.errors import DataError, ResourceFailure
-from skillprune.recipe import HubData
+from skillprune.recipe import HubData, HubSplit
 from skillprune.tasks import Task
 
 # Packages whose errors mean that the other side could not be reached or refused.
 _NETWORK = frozenset({"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "aiohttp", "huggingface_hub"})
 
 
-def hub_rows(data: HubData, split: str, task: Task) -> tuple[str, Iterator[Row]]:
+def hub_rows(data: HubData | HubSplit, split: str, task: Task) -> tuple[str, Iterator[Row]]:
     """What the split is called in messages, and its rows.
 
     Raises:
@@ -28,7 +28,7 @@ def hub_rows(data: HubData, split: str, task: Task) -> tuple[str, Iterator[Row]]
     return source, _rows(loaded.select_columns(columns_of(task)), source, task.label, names)
 
 
-def _load(data: HubData, split: str, source: str) -> Any:
+def _load(data: HubData | HubSplit, split: str, source: str) -> Any:
     import datasets  # slow to import, and only hub data need it
 
     try:

@@ -15,7 +15,7 @@ from skillprune.data.examples import Example, Row, check_columns, columns_of, to
 from skillprune.data.hub import hub_rows
 from skillprune.demo import reviews
 from skillprune.errors import DataError, ResourceFailure
-from skillprune.recipe import BuiltinData, FileData, HubData
+from skillprune.recipe import BuiltinData, FileData, HubData, HubSplit
 from skillprune.tasks import Task
 
 
@@ -36,6 +36,14 @@ def read_examples(task: Task, split: str) -> tuple[Example, ...]:
         source, rows = hub_rows(task.data, getattr(task.data.splits, split), task)
         return to_examples(source, rows, task)
     return _from_demo(task.data, split, task)
+
+
+def read_part(task: Task, part: Path | HubSplit) -> tuple[Example, ...]:
+    """All examples of a file or of one split of a hub data set, with the columns of a task; raises as reading does."""
+    if isinstance(part, Path):
+        return _from_file(part, task)
+    source, rows = hub_rows(part, part.split, task)
+    return to_examples(source, rows, task)
 
 
 def has_split(task: Task, split: str) -> bool:

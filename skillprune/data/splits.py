@@ -8,32 +8,43 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from skillprune.data.examples import Example
-from skillprune.data.rows import has_split, read_examples
+from skillprune.data.rows import has_split, read_examples, read_part
 from skillprune.errors import DataError
+from skillprune.recipe import HubSplit
 from skillprune.tasks import Task
 
 _LOGGER = logging.getLogger(__name__)
 
 _VALIDATION_SHARE = 0.2
 _VALIDATION_MOST = 2000
+_SHOWN = 60
 # One stream of random numbers per decision, so that a given validation file does not change the calibration draw.
 _CALIBRATION_STREAM, _VALIDATION_STREAM = 0, 1
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Examples for scores, for choices, and for the one reading at the end; no text is in two of them."""
+    """Examples for scores, for choices, and for the one reading at the end; no text is in two of them.
+
+    Attributes:
+        calibration: drawn from ``train``.
+        validation: for choices.
+        test: read once.
+        train: all that calibration is drawn from, for training after pruning; it shares texts with calibration alone.
+    """
 
     calibration: tuple[Example, ...]
     validation: tuple[Example, ...]
     test: tuple[Example, ...]
+    train: tuple[Example, ...]
 
     def fingerprint(self) -> str:
-        """SHA-256 in hexadecimal over all three splits; that of one split is ``fingerprint(splits.test)``."""
+        """SHA-256 in hexadecimal over calibration, validation and test; of one split it is ``fingerprint(split)``."""
         parts = (fingerprint(split) for split in (self.calibration, self.validation, self.test))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -77,7 +88,28 @@ def load_splits(task: Task, *, examples: int, seed: int) -> Splits:
         for name, split in (("train", train), ("validation", validation), ("test", test)):
             _check_classes(name, split, task)
         _check_occurrences(calibration, task)
-    return Splits(calibration, validation, test)
+    return Splits(calibration, validation, test, train)
+
+
+def recovery_examples(task: Task, splits: Splits, part: Path | HubSplit | None) -> tuple[Example, ...]:
+    """Examples to train on after pruning: those that are named, or the whole train split.
+
+    A text that is in validation too is dropped, and what was dropped is logged: validation chooses the best epoch.
+
+    Raises:
+        DataError: Rows are wrong, or a text is in the test split too: a number measured there would mean nothing.
+        ResourceFailure: The disk or the network failed.
+    """
+    if part is None:
+        return splits.train
+    examples, tested = read_part(task, part), {example.texts for example in splits.test}
+    shared = [example.texts for example in examples if example.texts in tested]
+    if shared:
+        raise DataError(
+            f"recovery.data: {len(shared)} of {len(examples)} examples have a text that is also in test, such as "
+            f"{shared[0][0][:_SHOWN]!r}; remove them, the test split must stay unseen"
+        )
+    return _without(examples, splits.validation, "recovery", "validation")
 
 
 def _without(

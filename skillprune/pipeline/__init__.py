@@ -18,6 +18,7 @@ STAGES: dict[str, Callable[[Run], Any]] = {
     "score": lambda run: run.scores,
     "plan": lambda run: run.plan,
     "prune": lambda run: run.errors,
+    "recover": lambda run: run.recovered,
     "export": lambda run: run.exports,
     "bench": lambda run: run.latency,
     "report": report_on,

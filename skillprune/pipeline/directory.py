@@ -94,6 +94,17 @@ class RunDirectory:
         self._inputs = _digest(self._inputs, made)
         return value
 
+    def depend_further_on(self, fingerprint: str) -> None:
+        """Names what stages from here on depend on, and those before do not."""
+        self._inputs = _digest(self._inputs, fingerprint)
+
+    def unfinished(self, name: str) -> Path:
+        """A file for a stage to keep in it what an interrupted run can go on from; not there without the cache."""
+        path = self.path / _RECORDS / f"{name}.safetensors"
+        if not self._cache:
+            path.unlink(missing_ok=True)
+        return path
+
     def is_done(self, name: str, outputs: Sequence[Path] = ()) -> bool:
         """Whether an earlier run with the same recipe and inputs left this stage behind."""
         return self._finished(self.path / _RECORDS / f"{name}.json", outputs) is not None

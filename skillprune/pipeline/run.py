@@ -26,7 +26,8 @@ from skillprune.pipeline.directory import RunDirectory, replacing, write_text
 from skillprune.pipeline.inputs import PARITY_SHAPES, check_shapes, parity_inputs, random_inputs
 from skillprune.pipeline.planner import Planner
 from skillprune.pipeline.processes import is_main, join_processes
-from skillprune.pipeline.results import Exports, Quality
+from skillprune.pipeline.recoverer import losses_of, recoverer
+from skillprune.pipeline.results import Exports, Quality, Recovered
 from skillprune.planning import Prediction, PruningPlan, layers_of, load_plan, plan_to_json
 from skillprune.progress import Progress, silent
 from skillprune.prompts import Prompted, PromptSettings, load_prompt, save_prompt
@@ -110,6 +111,8 @@ class Run:
         self._detection.check()
         exportable = recipe.task.type == _EXPORTED
         self._planner = Planner(recipe, self.source, self._detection, self.task.metric, exportable, self.progress)
+        self._recoverer = recoverer(recipe, self.source, self.task, self.splits, self._detection, self.progress)
+        self._recoverer.check()
         # The machine and the versions count too: a time measured elsewhere must not be reported as measured here.
         self.directory.depend_on(self.source.fingerprint, self.data_fingerprint, json.dumps(environment()))
 
@@ -143,8 +146,7 @@ class Run:
     @cached_property
     def prompts(self) -> tuple[Prompted, ...]:
         """The model with each of the soft prompts that were tuned for scoring; none unless the recipe asks for them."""
-        folder = self.directory.path / "prompts"
-        paths = {folder / f"seed-{tuning.seed}.safetensors": tuning for tuning in self._detection.tunings()}
+        paths = {self._prompt_path(tuning): tuning for tuning in self._detection.tunings()}
         if paths and is_main():
             self.directory.stage("prompt", None, lambda: self._tune(paths), list(paths))
         of_main(None)
@@ -166,14 +168,25 @@ class Run:
     def errors(self) -> tuple[LayerError, ...]:
         """The pruned checkpoint, written and proven to reload; the value is the repair's error per layer."""
         self._refuse_headless()
-        plan, path = self.plan, self.directory.path / "model"
-        written = [path / "config.json", path / "model.safetensors"]
-        return self.directory.stage("prune", tuple[LayerError, ...], lambda: self._prune(plan, path), written)
+        plan, path = self.plan, self._pruned_path
+        return self.directory.stage("prune", tuple[LayerError, ...], lambda: self._prune(plan, path), _files_of(path))
+
+    @cached_property
+    def recovered(self) -> Recovered:
+        """The checkpoint and the soft prompts after training, if the recipe asks for any; nothing is done otherwise."""
+        assert self.errors is not None  # the pruned checkpoint is there
+        spec, prompts = self.recipe.recovery, self.prompts if self.recipe.recovery.prompt else ()
+        written = {each: self._prompt_path(each.prompt.settings, "-recovered") for each in prompts}
+        outputs = [*(_files_of(self._model_path) if spec.epochs else ()), *written.values()]
+        if not outputs:
+            return Recovered()
+        self.directory.depend_further_on(self._recoverer.fingerprint)
+        return self.directory.stage("recover", Recovered, lambda: self._recover(written), outputs)
 
     @cached_property
     def exports(self) -> Exports:
         """ONNX files of the dense and of the pruned model, each proven against PyTorch."""
-        assert self.errors is not None  # the pruned checkpoint is there
+        assert self.recovered is not None  # the final checkpoint is there
         paths = [self.directory.path / "onnx" / name / "model.onnx" for name in ("dense/fp32", "fp32")]
         found = self.directory.stage("export", Exports, lambda: self._export(*paths), paths)
         # The directory may have been moved, or be called by another name, since the files were made.
@@ -213,19 +226,49 @@ class Run:
         # A fresh copy: whatever happens here, the dense model stays dense.
         model = load_source(self.recipe.model).model
         errors = self._planner.repair_(model, plan)
+        self._save(model, path)
+        return errors
+
+    def _recover(self, paths: Mapping[Prompted, Path]) -> Recovered:
+        # Where the dense model is, and in float32: what it is saved in is too coarse for small steps.
+        model = load_model(self._pruned_path, dtype="float32", device_map=self.recipe.model.device_map)
+        training = None
+        if self.recipe.recovery.epochs:
+            training = self._recoverer.train_(model, self.directory.unfinished("recover"))
+            self._save(model, self._model_path)
+        tuned = {path: self._recoverer.tune_again(model, prompted) for prompted, path in paths.items()}
+        for path, prompted in tuned.items():
+            with replacing(path) as fresh:
+                save_prompt(prompted, fresh)
+        return Recovered(training, sum(map(len, self._recoverer.train)), losses_of(list(tuned.values())))
+
+    def _save(self, model: PreTrainedModel, path: Path) -> None:
+        """Writes a checkpoint that has been proven to reload; the model is in float32 afterwards."""
         with replacing(path) as fresh:
             save_pruned(model, self.source.tokenizer, fresh, dtype=self.source.dtype)
             self.progress("reload in a fresh process", 0, 1)
             verify_reload(model, fresh, self._inputs(*PARITY_SHAPES[1], padded=True))
             self.progress("reload in a fresh process", 1, 1)
-        return errors
+
+    @property
+    def _model_path(self) -> Path:
+        """The final checkpoint."""
+        return self.directory.path / "model"
+
+    @property
+    def _pruned_path(self) -> Path:
+        """The pruned checkpoint without training, which is the final one if there is none."""
+        return self.directory.path / "pruned" if self.recipe.recovery.epochs else self._model_path
+
+    def _prompt_path(self, settings: PromptSettings, suffix: str = "") -> Path:
+        return self.directory.path / "prompts" / f"seed-{settings.seed}{suffix}.safetensors"
 
     def _export(self, dense_path: Path, pruned_path: Path) -> Exports:
         inputs = parity_inputs(self.source.model, self.source.tokenizer, seed=self.recipe.seed)
         self.progress("export", 0, 2)
         dense = export_onnx(self._dense_model("eager"), inputs, dense_path)
         self.progress("export", 1, 2)
-        pruned = export_onnx(self._pruned_model("eager"), inputs, pruned_path)
+        pruned = export_onnx(self._final_model("eager"), inputs, pruned_path)
         self.progress("export", 2, 2)
         return Exports(dense, pruned)
 
@@ -245,9 +288,11 @@ class Run:
     def _test(self, exports: Exports) -> Quality:
         predictors = {
             "dense": torch_predictor(self._dense_model()),
-            "pruned": torch_predictor(self._pruned_model()),
+            "pruned": torch_predictor(load_model(self._pruned_path, dtype="float32")),
             "onnx": self._onnx_predictor(exports.pruned.path),
         }
+        if self.recovered.training is not None:
+            predictors["recovered"] = torch_predictor(self._final_model())
         answers = {
             name: predict_split(predict, self._test_batches, what=f"test ({name})", progress=self.progress)
             for name, predict in predictors.items()
@@ -276,8 +321,8 @@ class Run:
         spec = self.recipe.model.model_copy(update={"dtype": "float32"})
         return load_source(spec, attention=attention).model
 
-    def _pruned_model(self, attention: Literal["eager", "sdpa"] = "sdpa") -> PreTrainedModel:
-        return load_model(self.directory.path / "model", dtype="float32", attention=attention)
+    def _final_model(self, attention: Literal["eager", "sdpa"] = "sdpa") -> PreTrainedModel:
+        return load_model(self._model_path, dtype="float32", attention=attention)
 
     def _refuse_headless(self) -> None:
         """Models without a classification head are scored and planned for, and not yet pruned and exported."""
@@ -288,3 +333,8 @@ class Run:
     def _inputs(self, batch: int, sequence: int, *, padded: bool = False) -> Inputs:
         source = self.source
         return random_inputs(source.model, source.tokenizer, batch, sequence, seed=self.recipe.seed, padded=padded)
+
+
+def _files_of(checkpoint: Path) -> list[Path]:
+    """The files without which a checkpoint is none."""
+    return [checkpoint / "config.json", checkpoint / "model.safetensors"]

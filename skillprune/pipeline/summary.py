@@ -49,6 +49,8 @@ def build_report(run: Run) -> paper.Report:
         controls=tuple(map(_control, run.latency.controls)),
         repair=_repair(run.errors),
         repair_method=run.recipe.repair.method,
+        recovery=_training(run),
+        prompts=_prompts(run),
         stages=tuple(map(_stage, run.directory.records)),
         verdict=_verdict(run),
     )
@@ -127,7 +129,10 @@ def _quality(run: Run) -> paper.Quality:
     return paper.Quality(
         metric=run.task.metric,
         test=paper.MetricValues(
-            dense=quality.dense, pruned=quality.pruned, onnx={run.exports.pruned.variant: quality.onnx}
+            dense=quality.dense,
+            pruned=quality.pruned,
+            recovered=quality.recovered,
+            onnx={run.exports.pruned.variant: quality.onnx},
         ),
         difference=quality.comparison.difference,
         ci_low=quality.comparison.low,
@@ -186,6 +191,27 @@ def _repair(errors: Sequence[LayerError]) -> dict[str, tuple[paper.LayerRepair, 
         row = paper.LayerRepair(layer=error.layer, error_before=error.before, error_after=error.after)
         rows[error.stack] = (*rows.get(error.stack, ()), row)
     return rows
+
+
+def _training(run: Run) -> paper.Training | None:
+    done = run.recovered.training
+    if done is None:
+        return None
+    before, after = done.epochs[0], done.epochs[done.best]
+    return paper.Training(
+        epochs=len(done.epochs) - 1,
+        best_epoch=done.best,
+        trained=run.recipe.recovery.train,
+        examples=run.recovered.examples,
+        validation_before=before.metric,
+        validation_after=after.metric,
+        loss_before=before.loss,
+        loss_after=after.loss,
+    )
+
+
+def _prompts(run: Run) -> tuple[paper.RetunedPrompt, ...]:
+    return tuple(paper.RetunedPrompt(loss_before=each.before, loss_after=each.after) for each in run.recovered.prompts)
 
 
 def _stage(record: StageRecord) -> paper.Stage:

@@ -43,7 +43,7 @@ class SoftPrompt:
         vectors: what stands in the slots, ``(tokens, hidden)``, float32.
         settings: how they were tuned.
         head: parameters that stand in for those of the model's head, by name, float32; empty if it was not trained.
-        losses: mean validation loss after every epoch.
+        losses: mean validation loss after every epoch; of a prompt that was tuned again, before the first one too.
     """
 
     vectors: Tensor

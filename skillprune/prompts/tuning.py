@@ -6,7 +6,7 @@ and initialisation are those of its code.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -37,9 +37,13 @@ def tune_prompt(
     settings: PromptSettings,
     *,
     mask_token: int | None = None,
+    start: SoftPrompt | None = None,
     progress: Progress = silent,
 ) -> Prompted:
     """Tunes the vectors, and with ``train_head`` a copy of the head; the model's parameters stay bit for bit.
+
+    With ``start`` a prompt is tuned again, for example on the pruned model: then the losses begin with that of
+    ``start`` as it is, and it is what is kept if no epoch is better.
 
     Args:
         subject: the model, and how the task is put to it.
@@ -47,6 +51,7 @@ def tune_prompt(
         validation: batches that decide which epoch's vectors are kept.
         settings: size, schedule and seed.
         mask_token: the tokenizer's mask token; the first slot starts as a copy of its embedding, if there is one.
+        start: vectors, and with ``train_head`` the head, to start from; otherwise vectors are drawn by seed.
         progress: told about every step.
 
     Raises:
@@ -56,7 +61,8 @@ def tune_prompt(
         MissingExtra: the model is a language model, and PEFT is not installed.
         UnsupportedArchitecture: the model is a classifier with a decoder.
         ResourceFailure: not even one example fits into the device's memory.
-        ValueError: the head is to be trained, and there is no classification head.
+        ValueError: the head is to be trained, and there is no classification head; or ``start`` has another number of
+            slots or another size than is asked for, or no head that is.
     """
     if not train or not validation:
         raise DataError("a soft prompt needs examples to learn from and validation examples to choose the best epoch")
@@ -66,11 +72,11 @@ def tune_prompt(
     # Evaluation mode, also while training: scoring runs the model without dropout, so that is the model the prompt is
     # for, and the same seed gives the same vectors whatever else draws random numbers.
     with evaluating(subject.model), frozen(subject.model), torch.enable_grad():
-        vectors = nn.Parameter(_first_vectors(subject.model, settings.tokens, mask_token, generator))
-        head = _head_of(subject) if settings.train_head else {}
-        untrained = Prompted(subject, SoftPrompt(vectors, settings, head))
-        prompt = _trained(untrained, train, validation, generator, progress)
-    return Prompted(subject, prompt)
+        vectors = _first_vectors(subject.model, settings.tokens, mask_token, generator)
+        prompt = SoftPrompt(vectors, settings, _head_of(subject) if settings.train_head else {})
+        prompt = _parameters(prompt if start is None else _values_of(start, prompt))
+        tuned = _trained(Prompted(subject, prompt), train, validation, start is not None, generator, progress)
+    return Prompted(subject, tuned)
 
 
 def _first_vectors(model: PreTrainedModel, tokens: int, mask_token: int | None, generator: torch.Generator) -> Tensor:
@@ -87,13 +93,38 @@ def _head_of(subject: TaskModel) -> dict[str, Tensor]:
     own = {name: value for name, value in subject.model.named_parameters() if id(value) not in body}
     if not own or not isinstance(subject, Classifier):
         raise ValueError(f"train_head needs a classification head, which {type(subject.model).__name__} has not")
-    return {name: nn.Parameter(value.detach().clone().float()) for name, value in own.items()}
+    return {name: value.detach().clone().float() for name, value in own.items()}
+
+
+def _values_of(start: SoftPrompt, prompt: SoftPrompt) -> SoftPrompt:
+    """The prompt with the vectors and the head of another one."""
+    head = {name: _like(start.head.get(name), value) for name, value in prompt.head.items()}
+    return replace(prompt, vectors=_like(start.vectors, prompt.vectors), head=head)
+
+
+def _like(given: Tensor | None, expected: Tensor) -> Tensor:
+    """A copy of ``given`` where ``expected`` is, if it has the same shape."""
+    if given is None or given.shape != expected.shape:
+        found = "nothing" if given is None else tuple(given.shape)
+        raise ValueError(f"the soft prompt to start from has {found} where {tuple(expected.shape)} is to be tuned")
+    return given.detach().to(expected, copy=True)
+
+
+def _parameters(prompt: SoftPrompt) -> SoftPrompt:
+    """The prompt with vectors and head as leaves that gradients are taken of."""
+    head = {name: nn.Parameter(value) for name, value in prompt.head.items()}
+    return replace(prompt, vectors=nn.Parameter(prompt.vectors), head=head)
 
 
 def _trained(
-    tuned: Prompted, train: Sequence[Batch], validation: Sequence[Batch], generator: torch.Generator, progress: Progress
+    tuned: Prompted,
+    train: Sequence[Batch],
+    validation: Sequence[Batch],
+    keep_start: bool,
+    generator: torch.Generator,
+    progress: Progress,
 ) -> SoftPrompt:
-    """The prompt after the epoch that is best on validation data."""
+    """The prompt after the epoch that is best on validation data; before the first, where that may be kept."""
     prompt, settings = tuned.prompt, tuned.prompt.settings
     trained = [prompt.vectors, *prompt.head.values()]
     order = [
@@ -101,8 +132,9 @@ def _trained(
     ]
     optimizer = Adam(trained, lr=settings.learning_rate, betas=_BETAS, eps=_EPSILON)
     schedule = get_linear_schedule_with_warmup(optimizer, int(_WARM_UP_SHARE * len(order)), len(order))
-    losses: list[float] = []
-    best, capacity = prompt, Capacity()
+    capacity = Capacity()
+    losses = [_mean_loss(tuned, validation, capacity)] if keep_start else []
+    best = _copy_of(prompt)
     for step, number in enumerate(track(order, "soft prompt", progress), start=1):
         parts = capacity.run(train[number], partial(_gradients, tuned, trained, number))
         for parameter, *gradients in zip(trained, *(gradients for gradients, _ in parts), strict=True):
@@ -113,7 +145,7 @@ def _trained(
         if step % len(train) == 0:
             losses.append(_mean_loss(tuned, validation, capacity))
             if losses[-1] == min(losses):
-                best = replace(prompt, vectors=_kept(prompt.vectors), head=_all_kept(prompt.head))
+                best = _copy_of(prompt)
     return replace(best, losses=tuple(losses))
 
 
@@ -152,9 +184,6 @@ def _mean_loss(tuned: Prompted, batches: Sequence[Batch], capacity: Capacity) ->
     return total / count
 
 
-def _kept(values: Tensor) -> Tensor:
-    return values.detach().clone()
-
-
-def _all_kept(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: _kept(value) for name, value in values.items()}
+def _copy_of(prompt: SoftPrompt) -> SoftPrompt:
+    head = {name: value.detach().clone() for name, value in prompt.head.items()}
+    return replace(prompt, vectors=prompt.vectors.detach().clone(), head=head)

@@ -2,13 +2,13 @@
 
 from skillprune.recipe.inputs import BuiltinData, FileData, HubData, HubSplits, ModelSpec
 from skillprune.recipe.loading import load_recipe
+from skillprune.recipe.recovery import HubSplit, RecoverySpec
 from skillprune.recipe.schema import Recipe, dump_recipe, recipe_schema
 from skillprune.recipe.stages import (
     BenchmarkSpec,
     DemandSpec,
     ExportSpec,
     PlanSpec,
-    RecoverySpec,
     RepairSpec,
     ScoringSpec,
 )
@@ -21,6 +21,7 @@ __all__ = [
     "ExportSpec",
     "FileData",
     "HubData",
+    "HubSplit",
     "HubSplits",
     "ModelSpec",
     "PlanSpec",

@@ -133,3 +133,6 @@ def _resolve_paths(document: Document) -> None:
     for split in _DATA_FILES if isinstance(data, dict) else ():
         if isinstance(data.get(split), str):
             data[split] = absolute(data[split], document.place(f"task.data.{split}").origin.folder)
+    recovery: Any = document.value.get("recovery")
+    if isinstance(recovery, dict) and isinstance(recovery.get("data"), str):
+        recovery["data"] = absolute(recovery["data"], document.place("recovery.data").origin.folder)

@@ -12,8 +12,12 @@ from pydantic_core import ErrorDetails
 from skillprune.errors import Problem
 from skillprune.recipe.base import Spec
 from skillprune.recipe.inputs import DATA_KINDS
+from skillprune.recipe.recovery import PART_KINDS, HubSplit
 from skillprune.recipe.source import Document, dotted
 from skillprune.recipe.stages import LAYER_KINDS
+
+_SECTIONS: dict[str, type[Spec]] = {**DATA_KINDS, "<split>": HubSplit}
+_TAGS = {*_SECTIONS, *LAYER_KINDS, *PART_KINDS}
 
 _PLAIN_WORDS = {
     "int_type": "should be a whole number",
@@ -53,7 +57,7 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 
 def _explain(details: ErrorDetails, root: type[Spec], document: Document | None) -> Problem:
-    path = tuple(part for part in details["loc"] if part not in DATA_KINDS and part not in LAYER_KINDS)
+    path = tuple(part for part in details["loc"] if part not in _TAGS)
     name = dotted(path)
     message = _message(details, root)
     unknown_key = details["type"] == "extra_forbidden"
@@ -93,8 +97,8 @@ def _section(root: type[Spec], location: tuple[str | int, ...]) -> type[Spec] | 
     """The section of the schema at a location of an error."""
     section: Any = root
     for part in location:
-        if part in DATA_KINDS:
-            section = DATA_KINDS[str(part)]
+        if part in _SECTIONS:
+            section = _SECTIONS[str(part)]
         else:
             fields = section.model_fields if _is_section(section) else {}
             section = fields[part].annotation if part in fields else None

@@ -6,19 +6,27 @@ from dataclasses import replace
 from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, ValidationError, ValidationInfo, model_validator
+from pydantic import (
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from skillprune.errors import Problem, RecipeError
 from skillprune.recipe.base import Spec, StrictInt
 from skillprune.recipe.inputs import ModelField
 from skillprune.recipe.problems import explain
+from skillprune.recipe.recovery import RecoverySpec
 from skillprune.recipe.source import Document, RecipeDumper
 from skillprune.recipe.stages import (
     BenchmarkSpec,
     DemandSpec,
     ExportSpec,
     PlanSpec,
-    RecoverySpec,
     RepairSpec,
     ScoringSpec,
 )
@@ -62,6 +70,13 @@ class Recipe(Spec):
             return problem
         place = self._document.place(problem.field)
         return replace(problem, file=place.origin.name, line=place.line, column=place.column)
+
+    @field_validator("recovery")
+    @classmethod
+    def _has_prompts_to_tune(cls, recovery: RecoverySpec, info: ValidationInfo) -> RecoverySpec:
+        if recovery.prompt and "scoring" in info.data and info.data["scoring"].prompt is None:
+            raise ValueError("prompt: true needs soft prompts to tune again; add scoring.prompt, or set it to false")
+        return recovery
 
     @model_validator(mode="wrap")
     @classmethod

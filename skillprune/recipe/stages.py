@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BeforeValidator,
     Discriminator,
     Field,
     StrictBool,
@@ -196,20 +195,6 @@ class RepairSpec(Spec):
         default=True,
         description="Whether least squares also refits the output projection of attention above pruned layers, which "
         "keeps its shape; needs `sequential`.",
-    )
-
-
-def _no_epochs(value: Any) -> Any:
-    if value != 0 or type(value) is not int:  # False and 0.0 equal 0, yet neither is a number of epochs
-        raise ValueError("should be 0; there is no training after pruning")
-    return value
-
-
-class RecoverySpec(Spec):
-    """Training after pruning."""
-
-    epochs: Annotated[Literal[0], BeforeValidator(_no_epochs)] = Field(
-        default=0, description="Epochs of training after pruning; only 0, no training, is possible."
     )
 
 

@@ -59,6 +59,30 @@ def repair(report: Report) -> str:
     return f"{text}\n\n{wording.table(['stack', 'layer', 'sliced only', 'repaired'], rows)}"
 
 
+def recovery(report: Report) -> str:
+    """What training after pruning changed on validation, and the soft prompts that were tuned again."""
+    parts = []
+    if (training := report.recovery) is not None:
+        what = "all parameters" if training.trained == "all" else "the kept FFN neurons"
+        name = f"{wording.metric_name(report.quality.metric)} on validation"
+        before, after = (wording.percent(value) for value in (training.validation_before, training.validation_after))
+        losses = [wording.significant(value) for value in (training.loss_before, training.loss_after)]
+        text = (
+            f"Trained {what} on {training.examples} examples to answer as the dense model does. Of {training.epochs} "
+            f"epochs the shipped weights are those of epoch {training.best_epoch}; 0 is before training."
+        )
+        rows = [[name, before, after], ["distillation loss on validation", *losses]]
+        parts.append(f"{text}\n\n{wording.table(['', 'pruned', 'recovered'], rows)}")
+    if report.prompts:
+        tuned = [
+            [str(number), wording.significant(prompt.loss_before), wording.significant(prompt.loss_after)]
+            for number, prompt in enumerate(report.prompts)
+        ]
+        table = wording.table(["soft prompt", "as it was", "tuned again"], tuned)
+        parts.append(f"Mean loss on validation of the soft prompts in front of the pruned model.\n\n{table}")
+    return "\n\n".join(parts) or "There was no training after pruning."
+
+
 def skills(report: Report) -> str:
     """The best neuron of every layer as a one-neuron classifier, when predictivity was computed."""
     rows = [

@@ -17,6 +17,7 @@ def render_markdown(report: Report) -> str:
         ("Widths", details.widths(report)),
         ("Skill neurons", details.skills(report)),
         ("Repair", details.repair(report)),
+        *([("Recovery", details.recovery(report))] if report.recovery or report.prompts else []),
         ("Files", details.artifacts(report)),
         ("Latency", details.latency(report)),
         ("A/A controls", details.controls(report)),
@@ -70,7 +71,10 @@ def _size_rows(report: Report) -> Iterator[list[str]]:
 
 def _quality_rows(report: Report) -> Iterator[list[str]]:
     name, test = wording.metric_name(report.quality.metric), report.quality.test
-    for what, value in [("ONNX file", facts.shipped_value(report)), ("checkpoint", facts.checkpoint_value(report))]:
+    values = [("ONNX file", facts.shipped_value(report)), ("checkpoint", facts.checkpoint_value(report))]
+    if test.recovered is not None:
+        values.append(("checkpoint before training", test.pruned))
+    for what, value in values:
         change = wording.points(value - test.dense)
         yield [f"{name} on test, {what}", wording.percent(test.dense), wording.percent(value), change]
 

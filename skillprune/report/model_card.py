@@ -103,6 +103,8 @@ def _measured(report: Report) -> str:
     name = wording.metric_name(quality.metric)
     rows = [[f"{name}, dense", wording.percent(test.dense)]]
     rows.append([f"{name}, this checkpoint", wording.percent(facts.checkpoint_value(report))])
+    if test.recovered is not None:
+        rows.append([f"{name}, before training", wording.percent(test.pruned)])
     rows.extend(
         [f"{name}, ONNX {wording.plain(variant)}", wording.percent(value)] for variant, value in test.onnx.items()
     )

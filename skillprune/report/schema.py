@@ -15,10 +15,12 @@ from skillprune.report.sections import (
     LayerRepair,
     Model,
     Quality,
+    RetunedPrompt,
     Scoring,
     Section,
     Stage,
     TaskFacts,
+    Training,
     Verdict,
 )
 
@@ -46,6 +48,12 @@ class Report(Section):
     verdict: Verdict = Field(description="What was demanded and what failed it.")
     repair_method: str | None = Field(
         default=None, description="Repair method: zero, mean or least_squares. Additional, optional."
+    )
+    recovery: Training | None = Field(
+        default=None, description="Training after pruning; null without it. Additional, optional."
+    )
+    prompts: tuple[RetunedPrompt, ...] = Field(
+        default=(), description="Soft prompts tuned again on the pruned model. Additional, optional."
     )
 
 

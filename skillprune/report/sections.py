@@ -210,6 +210,28 @@ class LayerRepair(Section):
     error_after: NonNegative = Field(description="The same share after the repair.")
 
 
+class Training(Section):
+    """Training after pruning, towards what the dense model answers; validation decides, test is not looked at."""
+
+    epochs: Count = Field(description="Epochs trained; fewer than asked for when it stopped early.")
+    best_epoch: Count = Field(description="Epoch whose weights are shipped; 0 are those before training.")
+    trained: Literal["all", "neurons"] = Field(
+        description="What was trained: all parameters, or the kept FFN neurons alone."
+    )
+    examples: Count = Field(description="Examples it was trained on.")
+    validation_before: float = Field(description="Metric on validation before training, a fraction.")
+    validation_after: float = Field(description="Metric on validation of the best epoch, a fraction.")
+    loss_before: NonNegative = Field(description="Distillation loss on validation before training.")
+    loss_after: NonNegative = Field(description="Distillation loss on validation of the best epoch.")
+
+
+class RetunedPrompt(Section):
+    """A soft prompt that was tuned again in front of the pruned model."""
+
+    loss_before: NonNegative = Field(description="Mean loss on validation as it came from the dense model.")
+    loss_after: NonNegative = Field(description="Mean loss on validation after it was tuned again.")
+
+
 class Stage(Section):
     """One step of the run."""
 

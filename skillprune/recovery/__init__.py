@@ -1,0 +1,6 @@
+"""Short training after pruning, towards what the dense model answers; which examples are for it is told to it."""
+
+from skillprune.recovery.training import recover_
+from skillprune.recovery.values import Epoch, Recovery, RecoverySettings
+
+__all__ = ["Epoch", "Recovery", "RecoverySettings", "recover_"]

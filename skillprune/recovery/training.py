@@ -1,0 +1,203 @@
+"""Trains a pruned model towards the dense one; what the distance between them is, is said in objective."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, is_initialized
+from torch import nn
+from torch.optim import AdamW
+from transformers import PreTrainedModel
+
+from skillprune.activations.hooks import evaluating, frozen
+from skillprune.answers import TaskModel
+from skillprune.data import Batch
+from skillprune.errors import DataError, PlanMismatch, ResourceFailure
+from skillprune.evaluation import METRICS
+from skillprune.families import find_ffns
+from skillprune.progress import Progress, silent, track
+from skillprune.recovery.objective import Objective
+from skillprune.recovery.parameters import trained
+from skillprune.recovery.state import State, StateFile, copies, fingerprint
+from skillprune.recovery.values import Epoch, Recovery, RecoverySettings
+
+_WARM_UP_SHARE, _LARGEST_GRADIENT = 0.1, 1.0
+
+
+def recover_(
+    student: TaskModel,
+    teacher: TaskModel,
+    train: Sequence[Batch],
+    validation: Sequence[Batch],
+    settings: RecoverySettings,
+    *,
+    metric: str = "accuracy",
+    checkpoint: Path | None = None,
+    progress: Progress = silent,
+) -> Recovery:
+    """Trains the student in place to answer and to compute as the teacher does; no label is learnt from.
+
+    Both compute where they are. The student gets the parameters of its best epoch on validation, which may be those it
+    came with: recovery never makes it worse there. The same seed and batches give the same parameters, bit for bit on
+    a CPU, however often training was interrupted.
+
+    Args:
+        student: the pruned model, in float32.
+        teacher: the dense one, put to the task in the same way; it stays as it is.
+        train: batches to learn from, in an order drawn anew for every epoch. Never of the test split.
+        validation: batches that say which epoch is best.
+        settings: schedule, weights of the loss, what is trained.
+        metric: name of the task's metric, or ``loss`` where the loss of the task is it.
+        checkpoint: file that is written after every epoch and removed at the end; what an interrupted call left there
+            is gone on from, if it was for the same settings, models and batches.
+        progress: told about every batch.
+
+    Returns:
+        Where the model stood on validation before training and after every epoch.
+
+    Raises:
+        DataError: a split is empty, or the loss is not finite.
+        PlanMismatch: student and teacher have different layers.
+        ResourceFailure: the disk failed, or a batch does not fit into the device's memory. After any error during
+            training the student is of no use: load it again.
+        ValueError: a parameter to train is not in float32 or not in memory, there is none, the models are the same
+            one, the metric is unknown, or this process uses accelerate in another precision.
+    """
+    _refuse_unusable(student, teacher, train, validation, metric)
+    objective = Objective(student, teacher, settings)
+    validate = partial(_standing, objective, validation, metric, progress)
+    with _ready(objective) as (parameters, accelerator):
+        file = None
+        if checkpoint is not None:
+            file = StateFile(checkpoint, fingerprint(student, teacher, train, validation, settings, metric))
+        state = _begin(parameters, settings, file, validate)
+        while not _is_over(state.so_far, settings):
+            start, number = time.perf_counter(), len(state.so_far.epochs)
+            _train_epoch_(objective, state, train, accelerator, progress)
+            state.add(validate(number), time.perf_counter() - start)
+            if file is not None:
+                file.write(state)
+        state.restore_best_()
+    if file is not None:
+        file.remove()
+    return state.so_far
+
+
+@contextmanager
+def _ready(objective: Objective) -> Iterator[tuple[dict[str, nn.Parameter], Accelerator]]:
+    """The parameters to train and what trains them, both models prepared for it; afterwards they are as they were."""
+    student, teacher, settings = objective.student.model, objective.teacher.model, objective.settings
+    # Evaluation mode, also while training: the teacher's answers are to be matched, and dropout would let the student
+    # chase noise that training this short does not average out. It also needs no random state to resume.
+    with evaluating(student), evaluating(teacher), frozen(teacher), trained(student, settings.train) as parameters:
+        with _accelerated(_precision(settings, student)) as accelerator:
+            yield parameters, accelerator
+
+
+def _begin(
+    parameters: Mapping[str, nn.Parameter],
+    settings: RecoverySettings,
+    file: StateFile | None,
+    validate: Callable[[int], Epoch],
+) -> State:
+    """Where an interrupted training stopped, or the state before training."""
+    optimizer = AdamW(list(parameters.values()), lr=settings.learning_rate)
+    resumed = None if file is None else file.resume_(parameters, optimizer)
+    return resumed or State(parameters, optimizer, copies(parameters), Recovery((validate(0),), best=0))
+
+
+def _refuse_unusable(
+    student: TaskModel, teacher: TaskModel, train: Sequence[Batch], validation: Sequence[Batch], metric: str
+) -> None:
+    if not train or not validation:
+        raise DataError("recovery needs examples to learn from and validation examples to choose the best epoch")
+    if metric not in (*METRICS, "loss"):
+        raise ValueError(f"unknown metric {metric!r}; there are {', '.join(METRICS)} and loss")
+    if student.model is teacher.model:
+        raise ValueError("student and teacher are the same model; load the dense one once more")
+    mine, others = ([ffn.site for ffn in find_ffns(subject.model)] for subject in (student, teacher))
+    if mine != others:
+        raise PlanMismatch(f"the student has the layers {mine}, the teacher {others}; recovery pairs them one to one")
+
+
+def _is_over(done: Recovery, settings: RecoverySettings) -> bool:
+    trained_for = len(done.epochs) - 1
+    return trained_for >= settings.epochs or trained_for - done.best >= settings.patience
+
+
+def _train_epoch_(
+    objective: Objective, state: State, train: Sequence[Batch], accelerator: Accelerator, progress: Progress
+) -> None:
+    settings, number = objective.settings, len(state.so_far.epochs)
+    order = np.random.default_rng([settings.seed, number]).permutation(len(train)).tolist()
+    first, total = (number - 1) * len(train), settings.epochs * len(train)
+    for step, index in enumerate(track(order, f"recovery (epoch {number} of {settings.epochs})", progress), first):
+        for group in state.optimizer.param_groups:
+            group["lr"] = settings.learning_rate * pace(step, total)
+        try:
+            with accelerator.autocast(), torch.enable_grad():
+                loss, _ = objective.on(train[index])
+            _refuse_not_finite(loss, index)
+            accelerator.backward(loss)
+        except torch.OutOfMemoryError as full:
+            raise ResourceFailure(
+                f"training on batch {index} of {len(train[index])} examples does not fit into the device's memory; "
+                "lower scoring.batch_size, or set recovery.train to neurons"
+            ) from full
+        accelerator.clip_grad_norm_(state.parameters.values(), _LARGEST_GRADIENT)
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+
+
+def pace(step: int, total: int) -> float:
+    """Share of the learning rate at a step counted from 0: a linear rise over the first tenth, then a linear fall."""
+    rise = max(1, int(_WARM_UP_SHARE * total))
+    return min((step + 1) / rise, (total - step) / max(1, total - rise))
+
+
+def _standing(objective: Objective, batches: Sequence[Batch], metric: str, progress: Progress, epoch: int) -> Epoch:
+    """Where the student stands on validation, in the precision it will be used in."""
+    what = f"recovery (validation, epoch {epoch} of {objective.settings.epochs})"
+    sums, labels, predicted = [], [], []
+    with torch.no_grad():
+        for number, batch in enumerate(track(batches, what, progress)):
+            loss, answers = objective.on(batch)
+            _refuse_not_finite(loss, number)
+            choices = answers.choices()
+            sums.append((float(loss) * len(batch), float(answers.losses().sum()), len(choices)))
+            labels.append(batch.labels.cpu().numpy())
+            predicted.append(choices.argmax(dim=-1).cpu().numpy())
+    distance, task_loss, answered = np.sum(sums, axis=0)
+    distance /= sum(map(len, batches))
+    if metric == "loss":
+        return Epoch(-float(task_loss / answered), float(distance))
+    return Epoch(METRICS[metric](np.concatenate(labels), np.concatenate(predicted)), float(distance))
+
+
+def _refuse_not_finite(loss: torch.Tensor, number: int) -> None:
+    if not bool(loss.isfinite()):
+        raise DataError(f"the loss of the recovery is not finite in batch {number}; lower recovery.learning_rate")
+
+
+def _precision(settings: RecoverySettings, student: PreTrainedModel) -> str:
+    if settings.precision != "auto":
+        return settings.precision
+    return "bf16" if student.device.type == "cuda" and torch.cuda.is_bf16_supported() else "no"
+
+
+@contextmanager
+def _accelerated(precision: str) -> Iterator[Accelerator]:
+    """accelerate for the time of the context; its precision is the whole process's, so it is given back."""
+    theirs = is_initialized()
+    try:
+        yield Accelerator(mixed_precision=precision)
+    finally:
+        if not theirs:
+            AcceleratorState._reset_state()
