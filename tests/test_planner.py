@@ -190,14 +190,22 @@ def test_neurons_chosen_block_by_block_are_those_a_slow_loop_chooses() -> None:
         below = {"encoder": (*keep["encoder"][:layer], *[tuple(range(NEURONS))] * (3 - layer))}
         student = deepcopy(dense)
         prune_and_repair_(student, replace(plan, keep=below), data.calibration)
+        # Its attention is refitted before its neurons are looked at; that does not depend on which of them go.
+        beyond = {"encoder": (*keep["encoder"][: layer + 1], *[tuple(range(NEURONS))] * (2 - layer))}
+        refitted = deepcopy(dense)
+        prune_and_repair_(refitted, replace(plan, keep=beyond), data.calibration)
+        outputs = [model.bert.encoder.layer[layer].attention.output.dense for model in (student, refitted)]
+        outputs[0].load_state_dict(outputs[1].state_dict())
         fit = [example for example in lone_examples(data.calibration) if example.index % 10 != 9]
-        a, y = [], []
+        a, y, scale = [], [], []
         for example in fit:
             wanted, seen = stream(dense, layer, example), stream(student, layer, example)
             a.append(seen[0])
             y.append(wanted[1] - seen[2])
+            scale.append(wanted[1].std(axis=1, ddof=1))
+        stacked = (np.concatenate(each) for each in (a, y, scale))
         assert keep["encoder"][layer] == kept_one_by_one(
-            np.concatenate(a), np.concatenate(y), down_modules(student)["encoder", layer], metric[layer], 10
+            *stacked, down_modules(student)["encoder", layer], metric[layer], 10
         )
     assert keep != {"encoder": tuple(tuple(range(10)) for _ in range(3))}
 
@@ -220,10 +228,13 @@ def stream(model: PreTrainedModel, layer: int, example: Any) -> tuple[NDArray[An
     return seen["activations"], seen["after"], seen["before"]
 
 
-def kept_one_by_one(a: NDArray[Any], y: NDArray[Any], down: nn.Linear, metric: NDArray[Any], width: int) -> Any:
+def kept_one_by_one(
+    a: NDArray[Any], y: NDArray[Any], scale: NDArray[Any], down: nn.Linear, metric: NDArray[Any], width: int
+) -> Any:
     """Starts from the ridge fit and removes the neuron whose loss costs least, everything solved anew each time."""
-    a, y = a - a.mean(axis=0), y - y.mean(axis=0)
-    gram, cross, old = a.T @ a / len(a), a.T @ y / len(a), down.weight.detach().numpy().T
+    weights = (1 / scale**2) / np.sum(1 / scale**2)
+    a, y = a - weights @ a, y - weights @ y
+    gram, cross, old = (a.T * weights) @ a, (a.T * weights) @ y, down.weight.detach().numpy().T
     hessian = gram + 0.01 * np.diag(gram).mean() * np.eye(len(gram))
     start = np.linalg.solve(hessian, cross + (hessian - gram) @ old)
     left = list(range(len(gram)))

@@ -78,7 +78,8 @@ FFN_PATHS = {
     },
 }
 Array = NDArray[np.float64]
-Solve = Callable[[Array, Array, Array, "Array | None", Sequence[int]], "tuple[Array, Array | None]"]
+Solution = tuple[Array, "Array | None"]
+Solve = Callable[[Array, Array, Array, Array, "Array | None", Sequence[int]], Solution]
 families = pytest.mark.parametrize("family", sorted(TINY_ALL))
 
 
@@ -163,29 +164,45 @@ def _read(model: PreTrainedModel, stack: str, layer: int, batches: Sequence[Batc
 
 
 def ridge_rows(ridge: float) -> Solve:
-    """Least squares as one dense system: the ridge is extra rows, the intercept an extra column they do not touch."""
+    """Least squares as one dense system: the ridge is extra rows, the intercept an extra column they do not touch.
 
-    def solve(a: Array, y: Array, w: Array, b: Array | None, kept: Sequence[int]) -> tuple[Array, Array | None]:
-        a, w = a[:, kept], w[:, kept]
-        spread = a - a.mean(axis=0) if b is not None else a
+    Every token is a row, divided by the standard deviation of its stream.
+    """
+
+    def solve(
+        a: Array, y: Array, s: Array, w: Array, b: Array | None, kept: Sequence[int]
+    ) -> tuple[Array, Array | None]:
+        a, w, scale = a[:, kept], w[:, kept], 1 / s.std(axis=1, ddof=1, keepdims=True)
+        spread = (a - np.average(a, axis=0, weights=scale[:, 0] ** 2) if b is not None else a) * scale
+        a, y = a * scale, y * scale
         root = np.sqrt(ridge * np.mean(np.sum(spread**2, axis=0)))
         left, right = np.vstack([a, root * np.eye(len(kept))]), np.vstack([y, root * w.T])
         if b is not None:
-            left = np.hstack([left, np.r_[np.ones(len(a)), np.zeros(len(kept))][:, None]])
+            left = np.hstack([left, np.r_[scale[:, 0], np.zeros(len(kept))][:, None]])
         found = np.linalg.lstsq(left, right, rcond=None)[0]
         return (found.T, None) if b is None else (found[:-1].T, found[-1])
 
     return solve
 
 
-def fold_means(a: Array, y: Array, w: Array, b: Array | None, kept: Sequence[int]) -> tuple[Array, Array | None]:
+def fold_means(
+    a: Array, y: Array, s: Array, w: Array, b: Array | None, kept: Sequence[int]
+) -> tuple[Array, Array | None]:
     gone = [neuron for neuron in range(w.shape[1]) if neuron not in kept]
     return w[:, kept], None if b is None else b + sum(w[:, neuron] * a[:, neuron].mean() for neuron in gone)
 
 
-def missed(a: Array, y: Array, w: Array, b: Array | None) -> float:
+def held_out(batches: Sequence[Batch], stack: str) -> NDArray[np.bool_]:
+    """Real tokens of every tenth example."""
+    masks = [(real(batch, stack), batch.indices % 10 == 9) for batch in batches]
+    return np.concatenate([nine[:, None].expand_as(mask)[mask] for mask, nine in masks])
+
+
+def missed(a: Array, y: Array, s: Array, w: Array, b: Array | None, method: str) -> float:
+    weights = 1 / s.var(axis=1, ddof=1) if method == "least_squares" else np.ones(len(s))
     found = a @ w.T + (0 if b is None else b)
-    return float(np.sum((found - y) ** 2) / np.sum((y - y.mean(axis=0)) ** 2))
+    spread = y - np.average(y, axis=0, weights=weights)
+    return float(weights @ np.sum((found - y) ** 2, axis=1) / (weights @ np.sum(spread**2, axis=1)))
 
 
 def slow_repair(
@@ -194,8 +211,8 @@ def slow_repair(
     batches: Sequence[Batch],
     solve: Solve,
     *,
+    method: str = "least_squares",
     sequential: bool = True,
-    attention: bool = True,
 ) -> tuple[PreTrainedModel, list[LayerError]]:
     """Never slices: the pruned neurons' columns become zero in a copy of full width."""
     student, errors, cut = deepcopy(dense), [], False
@@ -204,29 +221,24 @@ def slow_repair(
         kept = list(plan.keep[stack][layer])
         if len(kept) == down.in_features:
             continue
-        masks = [(real(batch, stack), batch.indices % 10 == 9) for batch in batches]
-        held = np.concatenate([nine[:, None].expand_as(mask)[mask] for mask, nine in masks])
-        if attention and sequential and cut:
+        held = held_out(batches, stack)
+        if method == "least_squares" and sequential and cut:
             paths = FFN_PATHS[dense.config.model_type][stack]
             out = student.get_submodule(paths.blocks)[layer].get_submodule(paths.attention)
             _, _, wanted = observe_attention(dense, stack, layer, batches)
             a, before, _ = observe_attention(student, stack, layer, batches)
-            fitted = solve(a[~held], (wanted - before)[~held], *parameters(out), list(range(out.in_features)))
-            write(out, list(range(out.in_features)), *fitted)
+            everything = list(range(out.in_features))
+            fitted = solve(a[~held], (wanted - before)[~held], wanted[~held], *parameters(out), everything)
+            write(out, everything, *fitted)
         cut = True
         _, _, wanted = observe(dense, stack, layer, batches)
         a, before, _ = observe(watched, stack, layer, batches)
         y = wanted - before
         w, b = parameters(down)
-        new_w, new_b = solve(a[~held], y[~held], w, b, kept)
-        errors.append(
-            LayerError(
-                stack,
-                layer,
-                missed(a[held][:, kept], y[held], w[:, kept], b),
-                missed(a[held][:, kept], y[held], new_w, new_b),
-            )
-        )
+        new_w, new_b = solve(a[~held], y[~held], wanted[~held], w, b, kept)
+        unseen = (a[held][:, kept], y[held], wanted[held])
+        before_and_after = (missed(*unseen, *given, method) for given in ((w[:, kept], b), (new_w, new_b)))
+        errors.append(LayerError(stack, layer, *before_and_after))
         write(down, kept, new_w, new_b)
     return student, errors
 
@@ -266,7 +278,7 @@ REFERENCES: dict[str, Solve] = {"least_squares": ridge_rows(0.03), "mean": fold_
 def test_every_layer_is_what_the_slow_reference_finds(family: str, bias: bool, method: str) -> None:
     dense, batches, plan = model_of(family, bias=bias), batches_for(family, lengths=LENGTHS), plan_for(family, *KEEP)
     attention = method == "least_squares"
-    expected, expected_errors = slow_repair(dense, plan, batches, REFERENCES[method], attention=attention)
+    expected, expected_errors = slow_repair(dense, plan, batches, REFERENCES[method], method=method)
     repaired = deepcopy(dense)
     errors = prune_and_repair_(repaired, plan, batches, method=method, ridge=0.03)
     assert len(errors) == sum(map(len, TINY_WIDTHS[family].values()))
@@ -300,6 +312,33 @@ def test_one_shot_fits_every_layer_to_the_dense_network(family: str, bias: bool)
     errors = prune_and_repair_(repaired, plan, batches, ridge=0.03, sequential=False)
     torch.testing.assert_close(logits(repaired, batches), logits(expected, batches), rtol=1e-7, atol=1e-9)
     np.testing.assert_allclose([e.after for e in errors], [e.after for e in expected_errors], rtol=1e-7)
+
+
+def test_an_outlier_on_special_tokens_does_not_cost_the_others() -> None:
+    """One neuron writes a lot, on the first token only, and goes: repair must not bend everything towards that."""
+    dense = model_of("bert")
+    embedding, block = dense.bert.embeddings.word_embeddings.weight, dense.bert.encoder.layer[0]
+    special, outlier = 2, WIDTH - 1
+    with torch.no_grad():
+        embedding[:, 0] = -0.5
+        embedding[special] = 50 * torch.eye(embedding.shape[1], dtype=torch.float64)[0]
+        block.intermediate.dense.weight[outlier] = 30 * torch.eye(embedding.shape[1], dtype=torch.float64)[0]
+        block.intermediate.dense.bias[outlier] = -45
+    batches = batches_for("bert", lengths=LENGTHS * 10)
+    for batch in batches:
+        batch.inputs["input_ids"][:, 0] = special
+    first = np.concatenate(
+        [(torch.arange(mask.shape[1]) == 0).expand_as(mask)[mask] for mask in (real(b, "encoder") for b in batches)]
+    )
+    a, _, wanted = observe(dense, "encoder", 0, batches)
+    assert a[first, outlier].mean() > 10 and np.abs(a[~first, outlier]).mean() < 0.01
+    missed_by = {}
+    for method in ("zero", "least_squares"):
+        model = deepcopy(dense)
+        prune_and_repair_(model, plan_of(range(8), *EVERYTHING[1:]), batches, method=method)
+        _, _, found = observe(model, "encoder", 0, batches)
+        missed_by[method] = [float(((found - wanted)[rows] ** 2).sum(axis=1).mean()) for rows in (first, ~first)]
+    assert missed_by["least_squares"][1] < missed_by["zero"][1]
 
 
 @families
@@ -353,10 +392,10 @@ def test_choosing_in_every_block_sees_the_network_pruned_so_far(family: str) -> 
     slow, _ = slow_repair(model_of(family), plan, batches, ridge_rows(0.03))
     stack, layer, _ = downs(slow)[-1]
     a, _, _ = observe(slow, stack, layer, batches)  # what the last layer reads depends on no repair of its own
-    held = np.concatenate(
-        [(b.indices % 10 == 9)[:, None].expand_as(real(b, stack))[real(b, stack)].numpy() for b in batches]
-    )
-    np.testing.assert_allclose(grams[stack, layer], a[~held].T @ a[~held], rtol=1e-7, atol=1e-9)
+    _, _, after = observe(model_of(family), stack, layer, batches)
+    fit = ~held_out(batches, stack)
+    weighted = a[fit] / after[fit].var(axis=1, ddof=1)[:, None]
+    np.testing.assert_allclose(grams[stack, layer], weighted.T @ a[fit], rtol=1e-7, atol=1e-9)
 
 
 def test_a_chunked_feed_forward_is_repaired_like_a_whole_one() -> None:
@@ -371,17 +410,23 @@ def test_a_chunked_feed_forward_is_repaired_like_a_whole_one() -> None:
     ("family", "stack", "layer"),
     [(f, s, layer) for f in FFN_PATHS if f != "llama" for s, w in TINY_WIDTHS[f].items() for layer in range(len(w))],
 )
-def test_an_endless_ridge_folds_the_mean_where_nothing_below_was_cut(family: str, stack: str, layer: int) -> None:
-    # Further up the intercept also carries the mean error of the layers below, which the mean fold leaves alone.
+def test_an_endless_ridge_only_folds_a_weighted_mean_where_nothing_below_was_cut(
+    family: str, stack: str, layer: int
+) -> None:
+    # Further up the intercept also carries the mean error of the layers below.
     keep = {name: [tuple(range(width)) for width in widths] for name, widths in TINY_WIDTHS[family].items()}
-    keep[stack][layer] = tuple(neuron for neuron in KEEP[layer] if neuron in keep[stack][layer])
+    keep[stack][layer] = kept = tuple(neuron for neuron in KEEP[layer] if neuron in keep[stack][layer])
     plan = replace(plan_for(family, *KEEP), keep={name: tuple(layers) for name, layers in keep.items()})
-    folded, fitted, batches = model_of(family), model_of(family), batches_for(family, lengths=LENGTHS)
-    prune_and_repair_(folded, plan, batches, method="mean")
-    prune_and_repair_(fitted, plan, batches, method="least_squares", ridge=1e12)
-    assert_close(fitted, folded, rtol=1e-9)
-    biases = [{(s, n): down.bias for s, n, down in downs(model)}[stack, layer] for model in (folded, model_of(family))]
-    assert not torch.allclose(*biases, atol=1e-3)
+    dense, fitted, batches = model_of(family), model_of(family), batches_for(family, lengths=LENGTHS)
+    prune_and_repair_(fitted, plan, batches, ridge=1e12)
+    old, new = ({(s, n): down for s, n, down in downs(model)}[stack, layer] for model in (dense, fitted))
+    a, _, after = observe(dense, stack, layer, batches)
+    fit, gone = ~held_out(batches, stack), [n for n in range(old.in_features) if n not in kept]
+    mean = np.average(a[fit][:, gone], axis=0, weights=1 / after[fit].var(axis=1, ddof=1))
+    folded = old.bias.detach().numpy() + old.weight.detach().numpy()[:, gone] @ mean
+    np.testing.assert_allclose(new.bias.detach().numpy(), folded, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(new.weight, old.weight[:, list(kept)], rtol=1e-7, atol=1e-9)
+    assert not np.allclose(folded, old.bias.detach().numpy(), atol=1e-3)
 
 
 @families
@@ -554,7 +599,8 @@ def test_a_layer_without_neurons_becomes_the_mean_of_what_it_should_write() -> N
     model, batches = model_of("bert"), tiny_batches(lengths=LENGTHS[:9])
     _, before, after = observe(model, "encoder", 0, batches)
     prune_and_repair_(model, plan_of((), *[range(WIDTH)] * (LAYERS - 1)), batches)
-    np.testing.assert_allclose(downs(model)[0][2].bias.detach().numpy(), (after - before).mean(axis=0), rtol=1e-9)
+    mean = np.average(after - before, axis=0, weights=1 / after.var(axis=1, ddof=1))
+    np.testing.assert_allclose(downs(model)[0][2].bias.detach().numpy(), mean, rtol=1e-6)
 
 
 def test_a_plan_for_another_model_is_refused_and_nothing_changes() -> None:

@@ -17,7 +17,7 @@ from skillprune.planning import PruningPlan
 from skillprune.progress import Progress, silent
 from skillprune.repair.carry import trace
 from skillprune.repair.methods import METHODS, Method, Statistics, least_squares, slice_only
-from skillprune.repair.walk import Dense, SideBySide, Walk, held_out
+from skillprune.repair.walk import Dense, SideBySide, Walk, alike, held_out, inverse_variance
 from skillprune.surgery import check_plan, record_widths_, remove_neurons_
 
 Choose = Callable[[FFN, Statistics], Sequence[int]]
@@ -92,12 +92,12 @@ def prune_and_repair_(
         kept = plan.keep[ffn.stack.name][ffn.layer]
         if len(kept) == ffn.width:
             return
-        if attention and repair.refits_attention:
+        if attention and repair.fits:
             _refit_attention_(ffn, walk, ridge)
         read = range(ffn.width) if repair.reads_pruned else kept
         errors.append(_repair_layer_(ffn, walk.ffn(ffn, read), read, kept, repair, ridge))
 
-    _for_every_layer(model, batches, sequential, prune_layer, progress)
+    _for_every_layer(model, batches, repair, sequential, prune_layer, progress)
     return tuple(errors)
 
 
@@ -126,7 +126,7 @@ def choose_and_repair_(
     errors: list[LayerError] = []
 
     def prune_layer(walk: Walk, ffn: FFN) -> None:
-        if attention and repair.refits_attention:
+        if attention and repair.fits:
             _refit_attention_(ffn, walk, ridge)
         everything = range(ffn.width)
         statistics = walk.ffn(ffn, everything)
@@ -135,18 +135,19 @@ def choose_and_repair_(
         if len(kept) < ffn.width:
             errors.append(_repair_layer_(ffn, statistics, everything, kept, repair, ridge))
 
-    _for_every_layer(model, batches, True, prune_layer, progress)
+    _for_every_layer(model, batches, repair, True, prune_layer, progress)
     return keep, tuple(errors)
 
 
 def _for_every_layer(
     model: PreTrainedModel,
     batches: Sequence[Batch],
+    method: Method,
     sequential: bool,
     prune_layer: Callable[[Walk, FFN], None],
     progress: Progress,
 ) -> None:
-    stacks = by_stack(find_ffns(model))
+    stacks, weigh = by_stack(find_ffns(model)), inverse_variance if method.fits else alike
     with evaluating(model):
         dense = {name: trace(model, layers, batches, progress) for name, layers in stacks.items()}
         for number, (name, layers) in enumerate(stacks.items()):
@@ -154,9 +155,9 @@ def _for_every_layer(
             # later ones are traced again, because an encoder that was pruned hands its decoder other states.
             pruned = trace(model, layers, batches, progress) if number and sequential else dense[name]
             walk = (
-                SideBySide(dense[name], pruned, batches, progress)
+                SideBySide(dense[name], pruned, batches, weigh, progress)
                 if sequential
-                else Dense(dense[name], batches, progress)
+                else Dense(dense[name], batches, weigh, progress)
             )
             for ffn in layers:
                 prune_layer(walk, ffn)

@@ -31,7 +31,7 @@ class Statistics:
     """Second moments of some neurons of one layer, and of what it should write.
 
     Attributes:
-        fit: over the tokens that shape a repair.
+        fit: over the tokens that shape a repair, weighted where the method fits.
         held_out: over those that do not.
     """
 
@@ -63,11 +63,14 @@ Solve = Callable[[Statistics, Tensor, Tensor | None, Tensor, "float | None"], So
 
 
 class Method(NamedTuple):
-    """A repair, whether it reads the neurons that go beside those that stay, and whether it refits attention too."""
+    """A repair, whether it reads the neurons that go beside those that stay, and whether it fits weights to a target.
+
+    One that fits weighs tokens, and may refit attention too.
+    """
 
     solve: Solve
     reads_pruned: bool = False
-    refits_attention: bool = False
+    fits: bool = False
 
 
 def slice_only(
@@ -89,7 +92,7 @@ def fold_means(
     pruned = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
     pruned[keep] = False
     moments = statistics.fit
-    return weight[:, keep], bias + weight[:, pruned] @ (moments.activation[pruned] / moments.tokens)
+    return weight[:, keep], bias + weight[:, pruned] @ (moments.activation[pruned] / moments.weight)
 
 
 def least_squares(
@@ -97,7 +100,9 @@ def least_squares(
 ) -> Solution:
     """Fits the kept columns to the target by ridge regression towards their old values.
 
-    Minimises ``||A_K V^T + 1 c^T - Y||^2 + lambda ||V - W_K||^2``, where ``lambda = ridge * mean(diag(A_K^T A_K))``.
+    Minimises ``||A_K V^T + 1 c^T - Y||^2 + lambda ||V - W_K||^2``, where ``lambda = ridge * mean(diag(A_K^T A_K))``,
+    with every token weighted by the inverse of its stream's variance, by which the next normalisation divides too. So
+    the few special tokens on which outlier neurons fire count like others, however large what is written there.
     With a bias all moments are centred and the intercept is free, without one there is no intercept. The target is what
     the dense network adds to the residual stream, as in K-prune (Park et al., arXiv 2308.03449), here with ridge.
     Without a given ridge, the one of `RIDGES` that misses least on held-out tokens is taken.
@@ -110,7 +115,7 @@ def least_squares(
         fitted = _ridge(gram, cross, weight[:, keep].T, strength).T
         if bias is None:
             return fitted, None
-        return fitted, (moments.target - fitted @ moments.activation) / moments.tokens
+        return fitted, (moments.target - fitted @ moments.activation) / moments.weight
 
     if ridge is not None:
         return solved(ridge)
@@ -123,7 +128,7 @@ def least_squares(
 METHODS: dict[str, Method] = {
     "zero": Method(slice_only),
     "mean": Method(fold_means, reads_pruned=True),
-    "least_squares": Method(least_squares, refits_attention=True),
+    "least_squares": Method(least_squares, fits=True),
 }
 """Repairs by the name a recipe uses."""
 

@@ -7,13 +7,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+_HALF = (torch.float16, torch.bfloat16)
+
 
 @dataclass
 class Moments:
-    """Running sums over real tokens, in float64; ``n`` neurons, ``d`` outputs. Size does not depend on the data.
+    """Running weighted sums over real tokens, in float64; ``n`` neurons, ``d`` outputs. Size does not depend on data.
 
     Attributes:
         tokens: number of tokens summed.
+        weight: sum of their weights.
         activation: sum of activations, ``(n,)``.
         target: sum of targets, ``(d,)``.
         gram: sum of ``a a^T``, ``(n, n)``.
@@ -22,6 +25,7 @@ class Moments:
     """
 
     tokens: int
+    weight: Tensor
     activation: Tensor
     target: Tensor
     gram: Tensor
@@ -35,24 +39,28 @@ class Moments:
         def empty(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=device)
 
-        return cls(0, empty(neurons), empty(outputs), empty(neurons, neurons), empty(neurons, outputs), empty())
+        return cls(
+            0, empty(), empty(neurons), empty(outputs), empty(neurons, neurons), empty(neurons, outputs), empty()
+        )
 
-    def add(self, activations: Tensor, targets: Tensor) -> None:
-        """Takes in tokens: activations ``(tokens, n)`` and targets ``(tokens, d)``.
+    def add(self, activations: Tensor, targets: Tensor, weights: Tensor) -> None:
+        """Takes in tokens: activations ``(tokens, n)``, targets ``(tokens, d)`` and weights ``(tokens,)``.
 
         Products are made in the dtype of the activations (float32 at least), sums kept in float64.
         """
-        a, y = (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in (activations, targets))
+        a, y, w = (x.float() if x.dtype in _HALF else x for x in (activations, targets, weights.unsqueeze(1)))
+        weighted = a * w
         self.tokens += len(a)
-        self.activation += a.sum(dim=0, dtype=torch.float64)
-        self.target += y.sum(dim=0, dtype=torch.float64)
-        self.gram += a.T @ a
-        self.cross += a.T @ y
-        self.energy += y.double().square().sum()
+        self.weight += w.sum(dtype=torch.float64)
+        self.activation += weighted.sum(dim=0, dtype=torch.float64)
+        self.target += (y * w).sum(dim=0, dtype=torch.float64)
+        self.gram += weighted.T @ a
+        self.cross += weighted.T @ y
+        self.energy += (y.double().square() * w).sum()
 
     def centred(self) -> tuple[Tensor, Tensor]:
         """``gram`` and ``cross`` of deviations from the means, ``(n, n)`` and ``(n, d)``."""
-        mean = self.activation / self.tokens
+        mean = self.activation / self.weight
         return self.gram - torch.outer(mean, self.activation), self.cross - torch.outer(mean, self.target)
 
     def of(self, keep: Tensor) -> Moments:
@@ -71,8 +79,8 @@ class Moments:
         offset = torch.zeros_like(self.target) if bias is None else bias.double()
         predicted = torch.sum((weight @ self.gram[keep][:, keep]) * weight)
         mixed = torch.sum(weight * self.cross[keep].T) - offset @ (weight @ self.activation[keep])
-        squared = predicted - 2 * mixed + self.energy - 2 * offset @ self.target + self.tokens * offset @ offset
-        variance = self.energy - self.target @ self.target / self.tokens
+        squared = predicted - 2 * mixed + self.energy - 2 * offset @ self.target + self.weight * offset @ offset
+        variance = self.energy - self.target @ self.target / self.weight
         # A target that hardly varies would make any rounding look like a miss.
         floor = 1e-12 * self.energy + torch.finfo(torch.float64).tiny
         return float(squared.clamp(min=0) / variance.clamp(min=floor))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from skillprune.data import Batch
@@ -17,6 +18,11 @@ from skillprune.surgery import remove_neurons_
 
 HELD_OUT = 10
 """Every tenth calibration example measures the error of a repair instead of shaping it."""
+
+_LEAST_VARIANCE = 1e-10
+
+Weigh = Callable[[Tensor], Tensor]
+"""How much tokens count, ``(batch, sequence)``, given the dense stream there, ``(batch, sequence, hidden)``."""
 
 
 class Walk(Protocol):
@@ -38,8 +44,8 @@ class Walk(Protocol):
 class SideBySide:
     """Carries the dense and the pruned network: targets lead the pruned one back to the dense one's residual stream."""
 
-    def __init__(self, dense: Trace, pruned: Trace, batches: Sequence[Batch], progress: Progress) -> None:
-        self._dense, self._pruned, self._batches, self._progress = dense, pruned, batches, progress
+    def __init__(self, dense: Trace, pruned: Trace, batches: Sequence[Batch], weigh: Weigh, progress: Progress) -> None:
+        self._dense, self._pruned, self._batches, self._weigh, self._progress = dense, pruned, batches, weigh, progress
         self._teacher, self._student = dense.hidden.copy(), pruned.hidden.copy()
         self._wanted = dense.hidden.copy()  # of the block it was last filled for: the dense stream after the FFN
         self._taught = -1
@@ -51,8 +57,9 @@ class SideBySide:
             return None
         found = _nothing(ffn.attention.weight)
         for number, batch in enumerate(track(self._batches, f"{_place(ffn)} attention", self._progress)):
-            target = self._teach(ffn, number) - self._student[number]
-            _add(found, batch, ffn.stack.side, attend(ffn, self._student[number], self._call(ffn, number)), target)
+            wanted, entering = self._teach(ffn, number), self._student[number]
+            read = attend(ffn, entering, self._call(ffn, number))
+            _add(found, batch, ffn.stack.side, read, wanted - entering, self._weigh(wanted))
         self._taught = ffn.layer
         return found
 
@@ -66,7 +73,8 @@ class SideBySide:
             if self._taught != ffn.layer:
                 self._teach(ffn, number)
             seen = step(narrow, self._student[number], self._call(ffn, number))
-            _add(found, batch, ffn.stack.side, seen.activations, self._wanted[number] - seen.residual)
+            wanted = self._wanted[number]
+            _add(found, batch, ffn.stack.side, seen.activations, wanted - seen.residual, self._weigh(wanted))
         self._taught = ffn.layer
         return found
 
@@ -91,8 +99,8 @@ class SideBySide:
 class Dense:
     """Carries the dense network alone: every layer is to write what it wrote, given what it saw."""
 
-    def __init__(self, dense: Trace, batches: Sequence[Batch], progress: Progress) -> None:
-        self._dense, self._batches, self._progress = dense, batches, progress
+    def __init__(self, dense: Trace, batches: Sequence[Batch], weigh: Weigh, progress: Progress) -> None:
+        self._dense, self._batches, self._weigh, self._progress = dense, batches, weigh, progress
         self._hidden = dense.hidden.copy()
         self._taught = -1
 
@@ -104,7 +112,8 @@ class Dense:
         found = _nothing(ffn.down.weight[:, : len(read)])
         for number, batch in enumerate(track(self._batches, _place(ffn), self._progress)):
             seen = step(ffn, self._hidden[number], self._dense.calls[ffn.layer][number])
-            _add(found, batch, ffn.stack.side, seen.activations[..., list(read)], seen.written)
+            weights = self._weigh(seen.written + seen.residual)
+            _add(found, batch, ffn.stack.side, seen.activations[..., list(read)], seen.written, weights)
             self._hidden[number] = seen.hidden
         self._taught = ffn.layer
         return found
@@ -121,6 +130,17 @@ def held_out(batch: Batch) -> Tensor:
     return batch.indices % HELD_OUT == HELD_OUT - 1
 
 
+def alike(stream: Tensor) -> Tensor:
+    """Every token counts the same."""
+    return torch.ones(stream.shape[:-1], device=stream.device)
+
+
+def inverse_variance(stream: Tensor) -> Tensor:
+    """An error counts as what the next normalisation makes of it: it divides by the stream's standard deviation."""
+    precise = stream.to(torch.promote_types(stream.dtype, torch.float32))
+    return 1 / precise.var(dim=-1).clamp(min=_LEAST_VARIANCE)
+
+
 def _place(ffn: FFN) -> str:
     return f"repair ({ffn.stack.name} layer {ffn.layer})"
 
@@ -130,9 +150,9 @@ def _nothing(weight: Tensor) -> Statistics:
     return Statistics(Moments.zeros(inputs, outputs, weight.device), Moments.zeros(inputs, outputs, weight.device))
 
 
-def _add(found: Statistics, batch: Batch, side: Side, activations: Tensor, target: Tensor) -> None:
+def _add(found: Statistics, batch: Batch, side: Side, activations: Tensor, target: Tensor, weights: Tensor) -> None:
     batch = batch.to(target.device)
     real, measuring = batch.mask_of(side), held_out(batch).unsqueeze(1)
     for moments, mask in ((found.fit, real & ~measuring), (found.held_out, real & measuring)):
         rows = mask.flatten().nonzero().squeeze(1)
-        moments.add(*(values.flatten(0, 1).index_select(0, rows) for values in (activations, target)))
+        moments.add(*(values.flatten(0, 1).index_select(0, rows) for values in (activations, target, weights)))
