@@ -14,6 +14,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, is_initialized
+from naive import lone_examples
 from safetensors import safe_open
 from tiny import TINY_ALL, batches_for, tiny_batches, tiny_bert, tiny_bert_masked_lm
 from torch import Tensor
@@ -24,8 +25,8 @@ from skillprune.data import NO_TARGET, Batch
 from skillprune.errors import DataError, PlanMismatch, ResourceFailure
 from skillprune.families import find_ffns
 from skillprune.progress import Progress, silent
-from skillprune.recovery import Epoch, Recovery, RecoverySettings, recover_
-from skillprune.recovery.objective import Objective, answer_loss, hidden_loss
+from skillprune.recovery import Epoch, Labels, Recovery, RecoverySettings, recover_, train_
+from skillprune.recovery.objective import Distance, answer_loss, hidden_loss
 from skillprune.recovery.training import pace
 from skillprune.surgery import record_widths_, remove_neurons_
 
@@ -144,7 +145,7 @@ def test_one_token_has_a_hidden_loss_too() -> None:
 @pytest.mark.parametrize("family", TINY_ALL)
 def test_padding_has_no_part_in_the_loss(family: str) -> None:
     dense = TINY_ALL[family]()
-    objective = Objective(put(family, halved(dense)), put(family, dense), SETTINGS)
+    objective = Distance(put(family, halved(dense)), put(family, dense), SETTINGS)
     narrow, wide = (batches_for(family, pad_to=width)[0] for width in (0, 20))
     assert narrow.mask.shape != wide.mask.shape
     with torch.no_grad():
@@ -158,7 +159,7 @@ def test_hidden_states_are_those_that_transformers_names(family: str) -> None:
     student = halved(dense)
     (batch, *_) = batches_for(family)
     answers, both = (
-        Objective(put(family, student), put(family, dense), replace(SETTINGS, hidden_weight=weight))
+        Distance(put(family, student), put(family, dense), replace(SETTINGS, hidden_weight=weight))
         for weight in (0.0, 1.0)
     )
     with torch.no_grad():
@@ -455,3 +456,19 @@ def test_other_layers_and_the_same_model_are_refused() -> None:
 def test_answers_name_their_choices() -> None:
     """Every kind of answer can be distilled."""
     assert {kind.__name__ for kind in Answers.__subclasses__()} == {"ClassAnswers", "TokenAnswers"}
+
+
+# ---- labels
+
+
+def test_plain_fine_tuning_lowers_the_loss_of_the_labels_and_keeps_the_best_epoch() -> None:
+    model = tiny_bert(seed=6)
+    before = values(model)
+    done = train_(Labels(Classifier(model)), TRAIN, TRAIN, replace(SETTINGS, learning_rate=1e-2), metric="loss")
+    losses = []
+    for example in lone_examples(TRAIN):
+        with torch.no_grad():
+            losses.append(-float(model(**example.inputs).logits[0].log_softmax(dim=0)[example.label]))
+    assert sum(losses) / len(losses) == pytest.approx(-max(epoch.metric for epoch in done.epochs), rel=1e-4)
+    assert done.epochs[done.best].metric > done.epochs[0].metric + 0.05
+    assert differing(before, values(model))

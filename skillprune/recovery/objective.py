@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,21 @@ _LEAST_SPREAD = 1e-3
 """Of the states' energy; a batch with one real token has no variance to divide by."""
 
 
+class Objective(Protocol):
+    """What training lowers."""
+
+    @property
+    def student(self) -> TaskModel:
+        """The model that is trained."""
+        ...
+
+    def on(self, batch: Batch) -> tuple[Tensor, Answers]:
+        """The loss, a scalar that can be differentiated by the student's parameters, and what the student said."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
-class Objective:
+class Distance:
     """The distance from a student to its teacher.
 
     Attributes:
@@ -42,7 +55,7 @@ class Objective:
     settings: RecoverySettings
 
     def on(self, batch: Batch) -> tuple[Tensor, Answers]:
-        """The loss, a scalar that can be differentiated by the student's parameters, and what the student said."""
+        """The distance, a scalar, and what the student said."""
         prepared = self.student.prepare(batch)
         with _leaving(self.student) as states:
             answers = self.student.ask(prepared)
@@ -53,6 +66,22 @@ class Objective:
             real = [prepared.mask_of(ffn.stack.side) for ffn in find_ffns(self.student.model)]
             loss = loss + self.settings.hidden_weight * hidden_loss(states, wanted, real).to(loss.device)
         return loss, answers
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """The distance from a model's answers to the right ones: plain fine-tuning.
+
+    Attributes:
+        student: the model that is trained.
+    """
+
+    student: TaskModel
+
+    def on(self, batch: Batch) -> tuple[Tensor, Answers]:
+        """Cross-entropy, mean over examples: a scalar, and what the student said."""
+        answers = self.student.ask(self.student.prepare(batch))
+        return answers.losses().mean(), answers
 
 
 def answer_loss(student: Answers, teacher: Answers, temperature: float) -> Tensor:

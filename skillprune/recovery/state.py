@@ -121,8 +121,7 @@ class StateFile:
 
 
 def fingerprint(
-    student: TaskModel,
-    teacher: TaskModel,
+    subjects: Sequence[TaskModel],
     train: Sequence[Batch],
     validation: Sequence[Batch],
     settings: RecoverySettings,
@@ -130,7 +129,8 @@ def fingerprint(
 ) -> str:
     """SHA-256 in hexadecimal over all that the result depends on: settings, weights before training, examples."""
     digest = hashlib.sha256(json.dumps([asdict(settings), metric]).encode())
-    for name, value in (*_weights(student), *_weights(teacher), *_contents(train), *_contents(validation)):
+    weights = (pair for subject in subjects for pair in _weights(subject))
+    for name, value in (*weights, *_contents(train), *_contents(validation)):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -23,7 +23,7 @@ from skillprune.errors import DataError, PlanMismatch, ResourceFailure
 from skillprune.evaluation import METRICS
 from skillprune.families import find_ffns
 from skillprune.progress import Progress, silent, track
-from skillprune.recovery.objective import Objective
+from skillprune.recovery.objective import Distance, Objective
 from skillprune.recovery.parameters import trained
 from skillprune.recovery.state import State, StateFile, copies, fingerprint
 from skillprune.recovery.values import Epoch, Recovery, RecoverySettings
@@ -70,17 +70,57 @@ def recover_(
         ValueError: a parameter to train is not in float32 or not in memory, there is none, the models are the same
             one, the metric is unknown, or this process uses accelerate in another precision.
     """
-    _refuse_unusable(student, teacher, train, validation, metric)
-    objective = Objective(student, teacher, settings)
-    validate = partial(_standing, objective, validation, metric, progress)
-    with _ready(objective) as (parameters, accelerator):
-        file = None
-        if checkpoint is not None:
-            file = StateFile(checkpoint, fingerprint(student, teacher, train, validation, settings, metric))
+    _refuse_unpaired(student, teacher)
+    with evaluating(teacher.model), frozen(teacher.model):
+        distance = Distance(student, teacher, settings)
+        return train_(
+            distance, train, validation, settings, (teacher,), metric=metric, checkpoint=checkpoint, progress=progress
+        )
+
+
+def train_(
+    objective: Objective,
+    train: Sequence[Batch],
+    validation: Sequence[Batch],
+    settings: RecoverySettings,
+    others: Sequence[TaskModel] = (),
+    *,
+    metric: str = "accuracy",
+    checkpoint: Path | None = None,
+    progress: Progress = silent,
+) -> Recovery:
+    """Trains a model in place towards any objective, as `recover_` does towards a teacher.
+
+    Args:
+        objective: what to lower.
+        train: batches to learn from.
+        validation: batches that say which epoch is best.
+        settings: schedule, and what is trained.
+        others: models that the objective asks, which a training that is gone on with must not have changed.
+        metric: as for `recover_`.
+        checkpoint: as for `recover_`.
+        progress: told about every batch.
+
+    Returns:
+        Where the model stood on validation before training and after every epoch.
+
+    Raises:
+        DataError: a split is empty, or the loss is not finite.
+        ResourceFailure: the disk failed, or a batch does not fit into the device's memory.
+        ValueError: a parameter to train is not in float32 or not in memory, there is none, the metric is unknown, or
+            this process uses accelerate in another precision.
+    """
+    _refuse_unusable(train, validation, metric)
+    subjects = (objective.student, *others)
+    file = None
+    if checkpoint is not None:
+        file = StateFile(checkpoint, fingerprint(subjects, train, validation, settings, metric))
+    validate = partial(_standing, objective, validation, settings, metric, progress)
+    with _ready(objective.student.model, settings) as (parameters, accelerator):
         state = _begin(parameters, settings, file, validate)
         while not _is_over(state.so_far, settings):
             start, number = time.perf_counter(), len(state.so_far.epochs)
-            _train_epoch_(objective, state, train, accelerator, progress)
+            _train_epoch_(objective, state, train, settings, accelerator, progress)
             state.add(validate(number), time.perf_counter() - start)
             if file is not None:
                 file.write(state)
@@ -91,13 +131,12 @@ def recover_(
 
 
 @contextmanager
-def _ready(objective: Objective) -> Iterator[tuple[dict[str, nn.Parameter], Accelerator]]:
-    """The parameters to train and what trains them, both models prepared for it; afterwards they are as they were."""
-    student, teacher, settings = objective.student.model, objective.teacher.model, objective.settings
+def _ready(model: PreTrainedModel, settings: RecoverySettings) -> Iterator[tuple[dict[str, nn.Parameter], Accelerator]]:
+    """The parameters to train and what trains them, the model prepared for it; afterwards it is as it was."""
     # Evaluation mode, also while training: the teacher's answers are to be matched, and dropout would let the student
     # chase noise that training this short does not average out. It also needs no random state to resume.
-    with evaluating(student), evaluating(teacher), frozen(teacher), trained(student, settings.train) as parameters:
-        with _accelerated(_precision(settings, student)) as accelerator:
+    with evaluating(model), trained(model, settings.train) as parameters:
+        with _accelerated(_precision(settings, model)) as accelerator:
             yield parameters, accelerator
 
 
@@ -113,13 +152,14 @@ def _begin(
     return resumed or State(parameters, optimizer, copies(parameters), Recovery((validate(0),), best=0))
 
 
-def _refuse_unusable(
-    student: TaskModel, teacher: TaskModel, train: Sequence[Batch], validation: Sequence[Batch], metric: str
-) -> None:
+def _refuse_unusable(train: Sequence[Batch], validation: Sequence[Batch], metric: str) -> None:
     if not train or not validation:
         raise DataError("recovery needs examples to learn from and validation examples to choose the best epoch")
     if metric not in (*METRICS, "loss"):
         raise ValueError(f"unknown metric {metric!r}; there are {', '.join(METRICS)} and loss")
+
+
+def _refuse_unpaired(student: TaskModel, teacher: TaskModel) -> None:
     if student.model is teacher.model:
         raise ValueError("student and teacher are the same model; load the dense one once more")
     mine, others = ([ffn.site for ffn in find_ffns(subject.model)] for subject in (student, teacher))
@@ -133,9 +173,14 @@ def _is_over(done: Recovery, settings: RecoverySettings) -> bool:
 
 
 def _train_epoch_(
-    objective: Objective, state: State, train: Sequence[Batch], accelerator: Accelerator, progress: Progress
+    objective: Objective,
+    state: State,
+    train: Sequence[Batch],
+    settings: RecoverySettings,
+    accelerator: Accelerator,
+    progress: Progress,
 ) -> None:
-    settings, number = objective.settings, len(state.so_far.epochs)
+    number = len(state.so_far.epochs)
     order = np.random.default_rng([settings.seed, number]).permutation(len(train)).tolist()
     first, total = (number - 1) * len(train), settings.epochs * len(train)
     for step, index in enumerate(track(order, f"recovery (epoch {number} of {settings.epochs})", progress), first):
@@ -162,9 +207,16 @@ def pace(step: int, total: int) -> float:
     return min((step + 1) / rise, (total - step) / max(1, total - rise))
 
 
-def _standing(objective: Objective, batches: Sequence[Batch], metric: str, progress: Progress, epoch: int) -> Epoch:
+def _standing(
+    objective: Objective,
+    batches: Sequence[Batch],
+    settings: RecoverySettings,
+    metric: str,
+    progress: Progress,
+    epoch: int,
+) -> Epoch:
     """Where the student stands on validation, in the precision it will be used in."""
-    what = f"recovery (validation, epoch {epoch} of {objective.settings.epochs})"
+    what = f"recovery (validation, epoch {epoch} of {settings.epochs})"
     sums, labels, predicted = [], [], []
     with torch.no_grad():
         for number, batch in enumerate(track(batches, what, progress)):
