@@ -595,6 +595,16 @@ def test_fewer_tokens_than_neurons_and_no_ridge_to_speak_of(caplog: pytest.LogCa
     assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
 
 
+def test_with_few_tokens_the_strongest_ridge_is_taken_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    few, told = model_of("bert"), model_of("bert")
+    batches = tiny_batches(lengths=LENGTHS[:10])
+    with caplog.at_level(logging.WARNING, logger="skillprune"):
+        prune_and_repair_(few, plan_of(*[range(30)] * LAYERS), batches)
+    assert f"{sum(LENGTHS[:9])} calibration tokens are few to fit 30 columns: a ridge of 1 keeps" in caplog.text
+    prune_and_repair_(told, plan_of(*[range(30)] * LAYERS), batches, ridge=1.0)
+    torch.testing.assert_close(few.state_dict(), told.state_dict(), rtol=1e-9, atol=1e-12)
+
+
 def test_a_layer_without_neurons_becomes_the_mean_of_what_it_should_write() -> None:
     model, batches = model_of("bert"), tiny_batches(lengths=LENGTHS[:9])
     _, before, after = observe(model, "encoder", 0, batches)

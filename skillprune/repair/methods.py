@@ -23,7 +23,7 @@ UNTRIED_RIDGE = 1e-2
 """Strength where nothing was held out to try others on."""
 
 TOKENS_PER_INPUT = 4
-"""With fewer a fit rests on its ridge more than on data, and a warning says so."""
+"""With fewer a fit rests on its ridge more than on data: the strongest is taken, and a warning says so."""
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,10 @@ def least_squares(
     the few special tokens on which outlier neurons fire count like others, however large what is written there.
     With a bias all moments are centred and the intercept is free, without one there is no intercept. The target is what
     the dense network adds to the residual stream, as in K-prune (Park et al., arXiv 2308.03449), here with ridge.
-    Without a given ridge, the one of `RIDGES` that misses least on held-out tokens is taken.
+    Without a given ridge, the one of `RIDGES` that misses least on held-out tokens is taken, and where tokens are too
+    few to choose by, the strongest.
     """
     moments = statistics.fit.of(keep)
-    _warn_of_few_tokens(moments.tokens, len(keep))
     gram, cross = (moments.gram, moments.cross) if bias is None else moments.centred()
 
     def solved(strength: float) -> Solution:
@@ -119,6 +119,13 @@ def least_squares(
 
     if ridge is not None:
         return solved(ridge)
+    if moments.tokens < TOKENS_PER_INPUT * len(keep):
+        logger.warning(
+            "%d calibration tokens are few to fit %d columns: a ridge of %g keeps weights near their old values; "
+            "give more examples",
+            *(moments.tokens, len(keep), RIDGES[-1]),
+        )
+        return solved(RIDGES[-1])
     if not statistics.held_out.tokens:
         return solved(UNTRIED_RIDGE)
     solutions = [solved(strength) for strength in RIDGES]
@@ -131,15 +138,6 @@ METHODS: dict[str, Method] = {
     "least_squares": Method(least_squares, fits=True),
 }
 """Repairs by the name a recipe uses."""
-
-
-def _warn_of_few_tokens(tokens: int, inputs: int) -> None:
-    if tokens < TOKENS_PER_INPUT * inputs:
-        logger.warning(
-            "%d calibration tokens are few to fit %d columns: weights stay near their old values; give more examples",
-            tokens,
-            inputs,
-        )
 
 
 def _ridge(gram: Tensor, cross: Tensor, prior: Tensor, ridge: float) -> Tensor:
