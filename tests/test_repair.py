@@ -553,7 +553,8 @@ def test_the_cost_is_linear_in_depth(family: str) -> None:
 
             block.register_forward_hook(count)
         prune_and_repair_(model, plan, batches)
-        per_layer |= set(calls)
+        per_layer |= set(calls[:-1])
+        assert calls[-1] < calls[0]  # nobody waits for what the last block gives
     assert len(per_layer) == 1
     # The decoder is looked at twice, before and after its encoder was cut, and that runs the encoder.
     assert per_layer.pop() <= (6 if family == "bart" else 4) * len(batches)
@@ -600,7 +601,7 @@ def test_with_few_tokens_the_strongest_ridge_is_taken_and_told(caplog: pytest.Lo
     batches = tiny_batches(lengths=LENGTHS[:10])
     with caplog.at_level(logging.WARNING, logger="skillprune"):
         prune_and_repair_(few, plan_of(*[range(30)] * LAYERS), batches)
-    assert f"{sum(LENGTHS[:9])} calibration tokens are few to fit 30 columns: a ridge of 1 keeps" in caplog.text
+    assert caplog.text.count(f"{sum(LENGTHS[:9])} calibration tokens are few to fit 30 columns: a strong ridge") == 1
     prune_and_repair_(told, plan_of(*[range(30)] * LAYERS), batches, ridge=1.0)
     torch.testing.assert_close(few.state_dict(), told.state_dict(), rtol=1e-9, atol=1e-12)
 

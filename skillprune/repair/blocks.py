@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,9 +17,11 @@ from skillprune.families import FFN, by_stack, find_ffns
 from skillprune.planning import PruningPlan
 from skillprune.progress import Progress, silent
 from skillprune.repair.carry import trace
-from skillprune.repair.methods import METHODS, Method, Statistics, least_squares, slice_only
+from skillprune.repair.methods import METHODS, Method, Statistics, are_few, least_squares, slice_only
 from skillprune.repair.walk import Dense, SideBySide, Walk, alike, held_out, inverse_variance
 from skillprune.surgery import check_plan, record_widths_, remove_neurons_
+
+logger = logging.getLogger(__name__)
 
 Choose = Callable[[FFN, Statistics], Sequence[int]]
 """Which neurons of a layer stay, sorted, given the statistics of all of them in the network pruned so far."""
@@ -86,6 +89,8 @@ def prune_and_repair_(
     check_plan(ffns, plan)
     repair = _method(method)
     _refuse_unusable(ffns, batches)
+    if repair.fits and ridge is None:
+        _warn_of_few_tokens(ffns, plan, batches)
     errors: list[LayerError] = []
 
     def prune_layer(walk: Walk, ffn: FFN) -> None:
@@ -161,7 +166,8 @@ def _for_every_layer(
             )
             for ffn in layers:
                 prune_layer(walk, ffn)
-                walk.leave(ffn)
+                if ffn is not layers[-1]:
+                    walk.leave(ffn)
     record_widths_(model)
 
 
@@ -208,6 +214,19 @@ def _method(name: str) -> Method:
     if name not in METHODS:
         raise ValueError(f"unknown repair method {name!r}; there are {', '.join(METHODS)}")
     return METHODS[name]
+
+
+def _warn_of_few_tokens(ffns: Sequence[FFN], plan: PruningPlan, batches: Sequence[Batch]) -> None:
+    for ffn in ffns:
+        columns = len(plan.keep[ffn.stack.name][ffn.layer])
+        tokens = sum(int(batch.mask_of(ffn.stack.side)[~held_out(batch)].sum()) for batch in batches)
+        if columns < ffn.width and are_few(tokens, columns):
+            logger.warning(
+                "%d calibration tokens are few to fit %d columns: a strong ridge will keep weights near their old "
+                "values; give more examples",
+                *(tokens, columns),
+            )
+            return
 
 
 def _refuse_unusable(ffns: Sequence[FFN], batches: Sequence[Batch]) -> None:

@@ -22,8 +22,8 @@ RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 UNTRIED_RIDGE = 1e-2
 """Strength where nothing was held out to try others on."""
 
-TOKENS_PER_INPUT = 4
-"""With fewer a fit rests on its ridge more than on data: the strongest is taken, and a warning says so."""
+TOKENS_PER_COLUMN = 4
+"""With fewer the strongest ridge is taken."""
 
 
 @dataclass(frozen=True)
@@ -119,17 +119,17 @@ def least_squares(
 
     if ridge is not None:
         return solved(ridge)
-    if moments.tokens < TOKENS_PER_INPUT * len(keep):
-        logger.warning(
-            "%d calibration tokens are few to fit %d columns: a ridge of %g keeps weights near their old values; "
-            "give more examples",
-            *(moments.tokens, len(keep), RIDGES[-1]),
-        )
+    if are_few(moments.tokens, len(keep)):
         return solved(RIDGES[-1])
     if not statistics.held_out.tokens:
         return solved(UNTRIED_RIDGE)
     solutions = [solved(strength) for strength in RIDGES]
     return min(solutions, key=lambda solution: statistics.held_out.error(solution[0], solution[1], keep))
+
+
+def are_few(tokens: int, columns: int) -> bool:
+    """Whether a fit of so many columns would rest on its ridge more than on data."""
+    return tokens < TOKENS_PER_COLUMN * columns
 
 
 METHODS: dict[str, Method] = {

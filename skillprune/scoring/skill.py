@@ -17,7 +17,7 @@ GRADED_EXAMPLES = 512
 METRIC_IDENTITY = 0.05
 """Share of the identity in the output metric, so that no direction of the output is free."""
 
-_BLOCKS = 4
+_BLOCKS = 8
 
 
 class Skill(Criterion):
