@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from time import monotonic
@@ -169,11 +169,8 @@ class Bench:
         plan = plan_pruning(source.model, scores, KeepRatio(arm.keep_ratio), curves=curves)
         if arm.selection == "once":
             return plan
-        from dataclasses import replace
-
-        return replace(
-            plan, keep=chosen_again(load_source(self.checkpoint).model, plan, scores, data.calibration, silent)
-        )
+        model = load_source(self.checkpoint).model
+        return replace(plan, keep=chosen_again(model, plan, scores, data.calibration, silent))
 
 
 def finished(task: str) -> list[dict[str, Any]]:
