@@ -26,7 +26,7 @@ from skillprune.evaluation import Predictions, accuracy, compare, predict_split,
 from skillprune.pipeline.blockwise import chosen_again
 from skillprune.planning import PruningPlan, curves_of
 from skillprune.progress import silent
-from skillprune.recipe import ModelSpec
+from skillprune.recipe import ModelSpec, RepairSpec
 from skillprune.repair import METHODS
 from skillprune.scoring import (
     CRITERIA,
@@ -170,7 +170,7 @@ class Bench:
         if arm.selection == "once":
             return plan
         model = load_source(self.checkpoint).model
-        return replace(plan, keep=chosen_again(model, plan, scores, data.calibration, silent))
+        return replace(plan, keep=chosen_again(model, plan, scores, data.calibration, RepairSpec(), silent))
 
 
 def finished(task: str) -> list[dict[str, Any]]:

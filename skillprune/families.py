@@ -63,13 +63,21 @@ class FFN:
     up: nn.Linear
     down: nn.Linear
     residual: nn.Module
-    attention: nn.Linear
     gate: nn.Linear | None = None
 
     @property
     def site(self) -> Site:
         """Stack name and layer index."""
         return self.stack.name, self.layer
+
+    @property
+    def attention(self) -> nn.Linear:
+        """The projection that writes what the block's attention found to the residual stream.
+
+        Raises:
+            UnsupportedArchitecture: the block has none there, or it is not a plain linear layer.
+        """
+        return _linear(self.block, self.stack.attention, type(self.block).__name__)
 
     @property
     def width(self) -> int:
@@ -227,7 +235,6 @@ def _resolve_ffn(block: nn.Module, stack: Stack, layer: int, model_type: str) ->
         up=_linear(block, stack.up, model_type),
         down=_linear(block, stack.down, model_type),
         residual=_module(block, stack.residual, model_type),
-        attention=_linear(block, stack.attention, model_type),
         gate=None if stack.gate is None else _linear(block, stack.gate, model_type),
     )
 

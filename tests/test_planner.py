@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -14,24 +15,27 @@ import pytest
 import torch
 from naive import down_modules, lone_examples, score
 from numpy.typing import NDArray
-from runs import WIDTH, invoke, read_json, set_up, write_recipe
-from tiny import TINY, VOCABULARY, tiny_batches, tiny_bert
+from runs import LABELS as RUN_LABELS
+from runs import WIDTH, invoke, make_model, make_tokenizer, read_csv, read_json, set_up, write_csv, write_recipe
+from tiny import TINY, VOCABULARY, tiny_batches, tiny_bert, tiny_llama
 from torch import nn
 from transformers import PreTrainedModel
 
 from skillprune.answers import Classifier
+from skillprune.checkpoint import load_source, save_pruned
 from skillprune.evaluation import accuracy
 from skillprune.families import find_ffns
+from skillprune.pipeline import Run, detection, planner
 from skillprune.pipeline.blockwise import chosen_again
 from skillprune.pipeline.candidates import Candidates
 from skillprune.pipeline.latency_table import latency_table
 from skillprune.pipeline.sensitivity import SHARES, measured_curves
 from skillprune.planning import Costs, LatencyTable, PruningPlan, Widths
 from skillprune.progress import silent
-from skillprune.recipe import BenchmarkSpec
+from skillprune.recipe import BenchmarkSpec, RepairSpec, load_recipe
 from skillprune.repair import prune_and_repair_
 from skillprune.scoring import NeuronScores, Provenance, ScoringData, ranking
-from skillprune.surgery import prune_
+from skillprune.surgery import prune_, remove_neurons_
 
 UNCOUNTED = Costs(0, 0, 0, 0, 0)
 NEURONS = 32
@@ -62,8 +66,8 @@ def tabulated(made: list[PreTrainedModel], **changes: Any) -> LatencyTable:
         made.append(tiny_bert(width=NEURONS))
         return made[-1]
 
-    spec = BenchmarkSpec(shapes=((1, 8), (2, 16)), threads=1, **changes)
-    return latency_table(make, [inputs(2, 7)], inputs, spec, round_to=4, seed=0, progress=silent)
+    spec = BenchmarkSpec(**{"shapes": ((1, 8), (2, 16)), "threads": 1, **changes})
+    return latency_table(make, [inputs(2, 7)], inputs, spec, round_to=4, seed=0, cache=True, progress=silent)
 
 
 def test_a_latency_table_is_measured_once_per_machine_and_settings(
@@ -87,6 +91,14 @@ def test_a_latency_table_is_measured_once_per_machine_and_settings(
     assert len(made) == 1  # its config tells whether the table fits
     assert len(list(tmp_path.rglob("*.json"))) == 1
     assert tabulated(made, rounds=12) == table  # how long the final benchmark takes does not matter
+    (file,) = tmp_path.rglob("*.json")
+    made.clear()
+    file.write_text("{")
+    tabulated(made)
+    assert len(made) == 7  # a damaged file is measured anew
+    made.clear()
+    tabulated(made, threads=2)
+    assert len(made) == 7 and len(list(tmp_path.rglob("*.json"))) == 2
 
 
 # Trials of candidates
@@ -184,7 +196,7 @@ def test_neurons_chosen_block_by_block_are_those_a_slow_loop_chooses() -> None:
     metric = tuple(np.eye(16) + 0.1 * np.ones((16, 16)) for _ in range(3))
     scores = replace(plain, details={**plain.details, "metric": {"encoder": metric}})
     plan = replace(plan_of(*[range(10)] * 3))
-    keep = chosen_again(deepcopy(dense), plan, scores, data.calibration, silent)
+    keep = chosen_again(deepcopy(dense), plan, scores, data.calibration, RepairSpec(), silent)
     for layer in range(3):
         # The layers below as they were chosen and repaired with the same plan; this one is still whole.
         below = {"encoder": (*keep["encoder"][:layer], *[tuple(range(NEURONS))] * (3 - layer))}
@@ -310,30 +322,115 @@ def test_a_speed_up_beyond_reach_prunes_all_it_can_and_says_so(tmp_path: Path, m
     assert planned.code == 1 and "not met" in planned.text
 
 
-def test_a_floor_that_nothing_keeps_leaves_the_model_whole_and_a_loose_one_empties_it(tmp_path: Path) -> None:
+def test_a_loose_floor_empties_the_model(tmp_path: Path) -> None:
     loose = prepared(tmp_path, max_drop=1.0)
     assert invoke("plan", loose, "--output", tmp_path / "loose").code == 0
     assert widths_in(tmp_path / "loose") == [0, 0, 0]
-    tight = write_recipe(tmp_path, "tight", scoring=SKILL, plan={"round_to": 8, "max_drop": 0.0})
-    done = invoke("plan", tight, "--output", tmp_path / "tight")
-    widths = widths_in(tmp_path / "tight")
-    assert (done.code == 1) == (widths == [WIDTH] * 3)
 
 
-def test_scores_are_computed_once_for_all_trials(tmp_path: Path) -> None:
-    recipe = prepared(tmp_path, max_drop=0.2)
-    assert invoke("score", recipe, "--output", tmp_path / "out").code == 0
-    written = (tmp_path / "out" / "scores.safetensors").stat().st_mtime_ns
+def always_right(folder: Path) -> Path:
+    """A recipe whose dense model is right about every example and is lost without neurons."""
+    recipe = prepared(folder, max_drop=0.0)
+    model, tokenizer = make_model(seed=13), make_tokenizer()
+    model.save_pretrained(folder / "model")
+    for split in ("train", "validation"):
+        path = folder / "data" / f"{split}.csv"
+        texts = [text for text, _ in read_csv(path)]
+        with torch.no_grad():
+            answers = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits.argmax(dim=1).tolist()
+        write_csv(path, [(text, RUN_LABELS[answer]) for text, answer in zip(texts, answers, strict=True)])
+    return recipe
+
+
+def test_a_floor_that_every_candidate_breaks_leaves_the_model_whole_and_ends_with_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = always_right(tmp_path)
+    monkeypatch.setattr(planner, "prune_and_repair_", lambda model, *_, **__: model.classifier.weight.data.zero_())
+    done = invoke("plan", recipe, "--output", tmp_path / "out")
+    assert (done.code, widths_in(tmp_path / "out")) == (1, [WIDTH] * 3), done.text
+    assert "not met: a drop of at most 0 was asked for" in done.text
+
+
+def test_all_trials_use_the_scores_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, scored, tried = always_right(tmp_path), [], []
+    real_score, real_repair = detection.score_neurons, planner.prune_and_repair_
+    monkeypatch.setattr(detection, "score_neurons", lambda *a, **k: scored.append(1) or real_score(*a, **k))
+    monkeypatch.setattr(planner, "prune_and_repair_", lambda *a, **k: tried.append(1) or real_repair(*a, **k))
     assert invoke("plan", recipe, "--output", tmp_path / "out").code in (0, 1)
-    assert (tmp_path / "out" / "scores.safetensors").stat().st_mtime_ns == written
+    assert len(scored) == 1 and len(tried) > 2
+    assert sum(widths_in(tmp_path / "out")) > 0
 
 
-def test_one_shot_repair_with_a_given_ridge_is_what_the_recipe_asks_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize("repair", [{"ridge": 0.5}, {"sequential": False}, {"attention": False}, {"method": "mean"}])
+def test_repair_is_what_the_recipe_asks_for(tmp_path: Path, repair: dict[str, Any]) -> None:
+    recipe = load_recipe(set_up(tmp_path, repair=repair))
+    with Run(recipe, tmp_path / "out") as run:
+        model, expected, other = (load_source(recipe.model).model for _ in range(3))
+        run._planner.repair_(model, run.plan)
+        prune_and_repair_(expected, run.plan, run._detection.data.calibration, **repair)
+        prune_and_repair_(other, run.plan, run._detection.data.calibration)
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+    assert any(not torch.equal(tensor, other.state_dict()[name]) for name, tensor in expected.state_dict().items())
+
+
+@pytest.mark.parametrize("budget", ["speedup", "max_drop"])
+def test_budgets_that_need_a_classifier_are_refused_for_other_tasks(tmp_path: Path, budget: str) -> None:
+    make_masked_model(tmp_path)
+    task = {
+        "type": "language-modeling",
+        "data": {split: f"data/{split}.csv" for split in ("train", "validation", "test")},
+        "text": "text",
+        "max_length": 32,
+    }
+    recipe = write_recipe(tmp_path, task=task, scoring=SKILL, plan={budget: 1.5})
+    refused = invoke("plan", recipe, "--output", tmp_path / "out")
+    assert refused.code == 2 and f"plan.{budget}" in refused.text, refused.text
+    assert not (tmp_path / "out").exists()
+
+
+def make_masked_model(folder: Path) -> None:
+    """A model that writes, in the place of the classifier."""
+    set_up(folder)
+    shutil.rmtree(folder / "model")
+    tiny_llama().save_pretrained(folder / "model")
+    make_tokenizer().save_pretrained(folder / "model")
+
+
+def test_blockwise_and_a_floor_exclude_each_other(tmp_path: Path) -> None:
+    recipe = prepared(tmp_path, max_drop=0.1, selection="blockwise")
+    refused = invoke("plan", recipe, "--output", tmp_path / "out")
+    assert refused.code == 2 and "plan.selection" in refused.text and "max_drop" in refused.text
+
+
+@pytest.mark.parametrize("plan", [{"selection": "blockwise"}, {"allocation": "global"}])
+def test_what_several_prompts_cannot_say_is_refused(tmp_path: Path, plan: dict[str, str]) -> None:
     set_up(tmp_path)
-    recipe = write_recipe(tmp_path, repair={"method": "least_squares", "ridge": 0.5, "sequential": False})
-    assert invoke("prune", recipe, "--output", tmp_path / "out").code == 0
-    plain = write_recipe(tmp_path, "plain")
-    assert invoke("prune", plain, "--output", tmp_path / "plain").code == 0
-    assert (tmp_path / "out" / "plan.json").read_bytes() == (tmp_path / "plain" / "plan.json").read_bytes()
-    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("out", "plain")]
-    assert weights[0] != weights[1]
+    scoring = {**SKILL, "prompt": {"tokens": 2, "trials": 2}}
+    recipe = write_recipe(tmp_path, scoring=scoring, plan={"keep_ratio": 0.5, **plan})
+    refused = invoke("plan", recipe, "--output", tmp_path / "out")
+    assert refused.code == 2 and "scoring.prompt.trials" in refused.text, refused.text
+
+
+@pytest.mark.parametrize("round_to", [64, 80, 128])
+def test_widths_may_be_rounded_to_more_than_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, round_to: int
+) -> None:
+    monkeypatch.setenv("SKILLPRUNE_CACHE", str(tmp_path / "cache"))
+    recipe = set_up(tmp_path, plan={"keep_ratio": 0.5, "round_to": round_to})
+    done = invoke("run", recipe, "--dry-run", "--json")
+    assert done.code == 0, done.text
+    assert json.loads(done.out)["width_after"] == {"encoder": [64 if round_to == 64 else 80] * 3}
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global", "sensitivity"])
+def test_a_model_with_an_emptied_layer_can_be_pruned_again(tmp_path: Path, allocation: str) -> None:
+    recipe = prepared(tmp_path, keep_ratio=0.4)
+    model = make_model()
+    remove_neurons_(find_ffns(model)[1], ())
+    save_pruned(model, make_tokenizer(), tmp_path / "model", dtype=torch.float32)
+    done = invoke("prune", recipe, "--output", tmp_path / "out", "--set", f"plan.allocation={allocation}")
+    assert done.code == 0, done.text
+    widths = widths_in(tmp_path / "out")
+    assert widths[1] == 0 and 0 < sum(widths) < 2 * WIDTH

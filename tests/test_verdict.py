@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,16 @@ def test_the_lower_end_must_reach_the_speedup_at_every_shape() -> None:
     (reason,) = judge(demand, measured=latency(2.0, 1.49))
     assert "2 x 16" in reason and "1.490" in reason and "1.5" in reason
     assert len(judge(demand, measured=latency(1.4, 1.4))) == 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "unmet", "told"), [(1.05, None, False), (1.06, None, True), (9.0, "best is 1", False)]
+)
+def test_a_planned_speed_up_may_be_missed_by_a_twentieth(asked: float, unmet: str | None, told: bool) -> None:
+    # The smaller of the two speed-ups, 1.0, is what counts.
+    budget = replace(plan(4), budget={"speedup": asked}, unmet=unmet)
+    reasons = failed_promises(DemandSpec(), budget, artifact(100), artifact(60), latency(0.5, 0.7), comparison(0))
+    assert reasons == ((unmet,) if unmet else (f"a speed-up of {asked:g} was planned, 1.000 was measured",) * told)
 
 
 def test_only_the_pruned_file_has_to_be_fast() -> None:

@@ -48,6 +48,8 @@ def run_command(
         if dry_run:
             prediction = run.predict()
             _print(json.dumps(asdict(prediction), indent=2) if as_json else str(prediction))
+            if prediction.unmet is not None:
+                raise typer.Exit(UNMET)
             return
         from skillprune.pipeline import report_on
         from skillprune.report import render_summary
@@ -96,7 +98,7 @@ def stage_command(name: str, help_text: str) -> Any:
             value = STAGES[name](run)
             for line in value if isinstance(value, tuple) else (value,):
                 _print(str(line))
-            if name == "plan" and run.plan.unmet is not None:
+            if name != "score" and run.plan.unmet is not None:
                 raise typer.Exit(UNMET)
 
     command.__doc__ = help_text

@@ -11,6 +11,7 @@ from skillprune.data import Batch
 from skillprune.families import FFN
 from skillprune.planning import PruningPlan
 from skillprune.progress import Progress
+from skillprune.recipe import RepairSpec
 from skillprune.repair import Statistics, choose_and_repair_, least_squares
 from skillprune.scoring import NeuronScores
 from skillprune.scoring.elimination import eliminate
@@ -20,7 +21,12 @@ RIDGE = 0.01
 
 
 def chosen_again(
-    model: PreTrainedModel, plan: PruningPlan, scores: NeuronScores, batches: Sequence[Batch], progress: Progress
+    model: PreTrainedModel,
+    plan: PruningPlan,
+    scores: NeuronScores,
+    batches: Sequence[Batch],
+    repair: RepairSpec,
+    progress: Progress,
 ) -> dict[str, tuple[tuple[int, ...], ...]]:
     """The neurons that stay when layers have the plan's widths and each is looked at after those below were pruned.
 
@@ -29,6 +35,7 @@ def chosen_again(
         plan: whose widths are taken.
         scores: of `skill`, with the output metric kept.
         batches: calibration batches.
+        repair: how blocks are repaired on the way up, which should be how they will be repaired in the end.
         progress: told about every batch of every layer.
     """
 
@@ -38,8 +45,16 @@ def chosen_again(
         order = _order(ffn, statistics, torch.from_numpy(scores.details["metric"][stack][layer]))
         return sorted(order[len(order) - width :])
 
-    keep, _ = choose_and_repair_(model, choose, batches, progress=progress)
-    return keep
+    return choose_and_repair_(
+        model,
+        plan.width_after,
+        choose,
+        batches,
+        method=repair.method,
+        ridge=repair.ridge,
+        attention=repair.attention,
+        progress=progress,
+    )
 
 
 def _order(ffn: FFN, statistics: Statistics, metric: torch.Tensor) -> list[int]:

@@ -100,10 +100,17 @@ class RunDirectory:
 
     def unfinished(self, name: str) -> Path:
         """A file for a stage to keep in it what an interrupted run can go on from; not there without the cache."""
-        path = self.path / _RECORDS / f"{name}.safetensors"
+        path = self._unfinished(name)
         if not self._cache:
             path.unlink(missing_ok=True)
         return path
+
+    def finish(self, name: str) -> None:
+        """Removes what a stage kept to go on from, now that its results are written."""
+        self._unfinished(name).unlink(missing_ok=True)
+
+    def _unfinished(self, name: str) -> Path:
+        return self.path / _RECORDS / f"{name}.safetensors"
 
     def is_done(self, name: str, outputs: Sequence[Path] = ()) -> bool:
         """Whether an earlier run with the same recipe and inputs left this stage behind."""

@@ -1,17 +1,19 @@
-"""Measures what FFN width costs in the runtime that will serve the model, once per machine and kind of model."""
+"""Measures what FFN width costs in the runtime that will serve the model, once per machine and configuration."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedModel
 
 from skillprune.benchmark import Feeds, Latency, Measurement, Subject, environment, measure_latency
@@ -23,6 +25,8 @@ from skillprune.planning import LatencyTable
 from skillprune.progress import Progress
 from skillprune.recipe import BenchmarkSpec
 from skillprune.surgery import record_widths_, remove_neurons_
+
+logger = logging.getLogger(__name__)
 
 SHARES = (0.0, 0.03125, 0.0625, 0.125, 0.25, 0.375, 0.5, 0.75)
 """Widths that are measured, as shares of each layer's own; between them times are interpolated."""
@@ -40,6 +44,7 @@ def latency_table(
     *,
     round_to: int,
     seed: int,
+    cache: bool,
     progress: Progress,
 ) -> LatencyTable:
     """The table of this machine, from the user's cache directory if it was measured before.
@@ -51,6 +56,7 @@ def latency_table(
         spec: shapes, threads and provider.
         round_to: widths are multiples of this.
         seed: of inputs and orders.
+        cache: off, it is measured again whatever is there.
         progress: told about exports and rounds.
     """
     model = make_model()
@@ -58,10 +64,14 @@ def latency_table(
     key = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()
     adapter = TypeAdapter(LatencyTable)
     cached = cache_home() / "latency" / f"{key}.json"
-    if cached.is_file():
-        return adapter.validate_json(cached.read_bytes())
-    measured = _measure(model, make_model, traced, feeds, spec, round_to, seed, progress)
-    write_text(cached, json.dumps(asdict(measured), indent=1))
+    if cache and cached.is_file():
+        with suppress(ValidationError):  # a damaged file is measured anew
+            return adapter.validate_json(cached.read_bytes())
+    measured, steady = _measure(model, make_model, traced, feeds, spec, round_to, seed, progress)
+    if steady:
+        write_text(cached, json.dumps(asdict(measured), indent=1))
+    else:
+        logger.warning("times of the latency table are uncertain, as this machine is busy; it will be measured again")
     return measured
 
 
@@ -74,7 +84,9 @@ def _measure(
     round_to: int,
     seed: int,
     progress: Progress,
-) -> LatencyTable:
+) -> tuple[LatencyTable, bool]:
+    """The table, and whether the machine was quiet enough to believe it."""
+    steady = True
     dense_ms: tuple[float, ...] = ()
     widths: dict[str, tuple[float, ...]] = {}
     shares: dict[str, tuple[tuple[float, ...], ...]] = {}
@@ -82,12 +94,14 @@ def _measure(
         dense = Path(folder, "dense.onnx")
         export_onnx(model, traced, dense)
         for stack, layers in by_stack(find_ffns(model)).items():
-            counts = sorted({round(share * layers[0].width / round_to) * round_to for share in SHARES})
+            widest = max(layer.width for layer in layers)
+            rounded = {round(share * widest / round_to) * round_to for share in SHARES}
+            counts = sorted(count for count in rounded if count < widest)
             subjects = [Subject("dense", "fp32", dense)]
             for done, count in enumerate(counts):
                 progress(f"latency table ({stack}: export)", done, len(counts))
                 path = Path(folder, f"{stack}-{count}.onnx")
-                export_onnx(_narrowed(make_model(), stack, count / layers[0].width), traced, path)
+                export_onnx(_narrowed(make_model(), stack, count / widest), traced, path)
                 subjects.append(Subject(str(count), "fp32", path))
             progress(f"latency table ({stack}: export)", len(counts), len(counts))
             found = measure_latency(
@@ -100,13 +114,14 @@ def _measure(
                 seed=seed,
                 progress=progress,
             )
-            widths[stack] = (*(count / layers[0].width for count in counts), 1.0)
+            steady = steady and all(control.ok for control in found.controls)
+            widths[stack] = (*(count / widest for count in counts), 1.0)
             dense_ms = tuple(_of_shape(found, shape, dense=True)[0].p50_ms for shape in spec.shapes)
             shares[stack] = tuple(
                 _rising([1 / each.speedup.value for each in _of_shape(found, shape, dense=False)])
                 for shape in spec.shapes
             )
-    return LatencyTable(spec.shapes, dense_ms, widths, shares)
+    return LatencyTable(spec.shapes, dense_ms, widths, shares), steady
 
 
 def _of_shape(found: Latency, shape: tuple[int, int], *, dense: bool) -> list[Measurement]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from skillprune.checkpoint import Source, load_source
+from skillprune.errors import Problem, RecipeError
 from skillprune.pipeline.blockwise import chosen_again
 from skillprune.pipeline.candidates import Candidates
 from skillprune.pipeline.detection import Detection
@@ -39,6 +40,9 @@ from skillprune.recipe import Recipe
 from skillprune.repair import LayerError, prune_and_repair_
 from skillprune.scoring import NeuronScores
 
+EXPORTED = "text-classification"
+"""The kind of task whose models can be pruned, exported and timed."""
+
 SENSITIVITY_EXAMPLES = 256
 """Calibration examples, at least, that the allocation `sensitivity` measures losses on."""
 
@@ -52,7 +56,7 @@ class Planner:
         source: the dense model.
         detection: its examples, and how its task is put to it.
         metric: name of the task's metric.
-        exportable: whether there will be ONNX files, whose times can be predicted.
+        cache: off, times that were measured before do not count.
         progress: told about long work.
     """
 
@@ -60,8 +64,25 @@ class Planner:
     source: Source
     detection: Detection
     metric: str
-    exportable: bool
+    cache: bool
     progress: Progress
+
+    def check(self) -> None:
+        """Refuses what cannot be planned, without running anything.
+
+        Raises:
+            RecipeError: a budget needs an exported or repaired model, which this kind of task has not; or a plan needs
+                details that scores of several soft prompts do not have.
+        """
+        spec, kind, prompt = self.recipe.plan, self.recipe.task.type, self.recipe.scoring.prompt
+        for field, asked in (("speedup", spec.speedup), ("max_drop", spec.max_drop)):
+            if asked is not None and kind != EXPORTED:
+                raise RecipeError([Problem(f"plan.{field}", str(asked), f"needs a task of type {EXPORTED}")])
+        needy = "global" if spec.allocation == "global" and self.recipe.scoring.criterion == "skill" else None
+        needy = "blockwise" if spec.selection == "blockwise" else needy
+        if needy and prompt is not None and prompt.trials > 1:
+            wanted = f"{needy} needs the details of one trial; set it to 1"
+            raise RecipeError([Problem("scoring.prompt.trials", str(prompt.trials), wanted)])
 
     def predict(self) -> Prediction:
         """Widths, parameters, MACs and times the plan will have, before anything is scored.
@@ -79,8 +100,9 @@ class Planner:
             note = (
                 f"the allocation {spec.allocation} will share these neurons out unevenly; `skillprune plan` shows how"
             )
-        latency = self._latency_table().timings(found.width_before, found.width_after) if self.exportable else ()
-        return replace(found, latency=latency, note=note)
+        if self.recipe.task.type == EXPORTED:
+            found = replace(found, latency=self._latency_table().timings(found.width_before, found.width_after))
+        return replace(found, note=note)
 
     def plan(self, scores: NeuronScores) -> PruningPlan:
         """Which neurons stay, by the scores that decide."""
@@ -94,8 +116,8 @@ class Planner:
             keep_layers=spec.keep_layers,
         )
         if spec.selection == "blockwise":
-            calibration = self.detection.data.calibration
-            return replace(plan, keep=chosen_again(self._dense(), plan, scores, calibration, self.progress))
+            calibration, repair = self.detection.data.calibration, self.recipe.repair
+            return replace(plan, keep=chosen_again(self._dense(), plan, scores, calibration, repair, self.progress))
         return plan
 
     def repair_(self, model: PreTrainedModel, plan: PruningPlan) -> tuple[LayerError, ...]:
@@ -166,11 +188,13 @@ class Planner:
             recipe.benchmark,
             round_to=recipe.plan.round_to,
             seed=recipe.seed,
+            cache=self.cache,
             progress=self.progress,
         )
 
     def _dense(self) -> PreTrainedModel:
-        return load_source(self.recipe.model).model
+        task = self.recipe.task
+        return load_source(self.recipe.model, task_type=task.type, target_tokenizer=task.target_tokenizer).model
 
     def _exportable(self) -> PreTrainedModel:
         spec = self.recipe.model.model_copy(update={"dtype": "float32"})

@@ -24,7 +24,7 @@ from skillprune.families import find_ffns
 from skillprune.pipeline.detection import batches_of, detection
 from skillprune.pipeline.directory import RunDirectory, replacing, write_text
 from skillprune.pipeline.inputs import PARITY_SHAPES, check_shapes, parity_inputs, random_inputs
-from skillprune.pipeline.planner import Planner
+from skillprune.pipeline.planner import EXPORTED, Planner
 from skillprune.pipeline.processes import is_main, join_processes
 from skillprune.pipeline.recoverer import losses_of, recoverer
 from skillprune.pipeline.results import Exports, Quality, Recovered
@@ -37,9 +37,6 @@ from skillprune.scoring import NeuronScores, ScoringData, load_scores, of_main, 
 from skillprune.tasks import resolve_task
 
 Inputs = Mapping[str, NDArray[np.int64]]
-
-_EXPORTED = "text-classification"
-"""The kind of task whose models can be pruned and exported."""
 
 
 class Run:
@@ -66,7 +63,7 @@ class Run:
         self.recipe, self.progress = recipe, progress if is_main() else silent
         self.directory = RunDirectory(output, recipe, cache=cache)
         try:
-            self._prepare(recipe)
+            self._prepare(recipe, cache)
         except RecipeError as error:  # what only model and data show is wrong has a place in the recipe too
             raise RecipeError([recipe.located(problem) for problem in error.problems]) from error
 
@@ -87,7 +84,7 @@ class Run:
         if of_main(False):
             assert self.scores
 
-    def _prepare(self, recipe: Recipe) -> None:
+    def _prepare(self, recipe: Recipe, cache: bool) -> None:
         check_provider(recipe.benchmark.provider)
         self.source = load_source(
             recipe.model,
@@ -97,7 +94,7 @@ class Run:
         )
         # Before the data is read: an unknown architecture or a layer that does not exist.
         layers_of(find_ffns(self.source.model), round_to=recipe.plan.round_to, keep_layers=recipe.plan.keep_layers)
-        if recipe.task.type == _EXPORTED:
+        if recipe.task.type == EXPORTED:
             check_shapes(self.source.tokenizer, recipe.benchmark.shapes)
         self.task = resolve_task(recipe.task, label_names(self.source.model))
         self.splits = load_splits(self.task, examples=recipe.scoring.examples, seed=recipe.seed)
@@ -109,8 +106,8 @@ class Run:
         data = ScoringData(calibration, validation)
         self._detection = detection(recipe, self.source, self.task, data, self.data_fingerprint)
         self._detection.check()
-        exportable = recipe.task.type == _EXPORTED
-        self._planner = Planner(recipe, self.source, self._detection, self.task.metric, exportable, self.progress)
+        self._planner = Planner(recipe, self.source, self._detection, self.task.metric, cache, self.progress)
+        self._planner.check()
         self._recoverer = recoverer(recipe, self.source, self.task, self.splits, self._detection, self.progress)
         self._recoverer.check()
         # The machine and the versions count too: a time measured elsewhere must not be reported as measured here.
@@ -181,7 +178,9 @@ class Run:
         if not outputs:
             return Recovered()
         self.directory.depend_further_on(self._recoverer.fingerprint)
-        return self.directory.stage("recover", Recovered, lambda: self._recover(written), outputs)
+        found = self.directory.stage("recover", Recovered, lambda: self._recover(written), outputs)
+        self.directory.finish("recover")
+        return found
 
     @cached_property
     def exports(self) -> Exports:
@@ -326,8 +325,8 @@ class Run:
 
     def _refuse_headless(self) -> None:
         """Models without a classification head are scored and planned for, and not yet pruned and exported."""
-        if self.task.type != _EXPORTED:
-            wanted = f"only {_EXPORTED} is pruned and exported; `skillprune score` and `plan` work for this kind"
+        if self.task.type != EXPORTED:
+            wanted = f"only {EXPORTED} is pruned and exported; `skillprune score` and `plan` work for this kind"
             raise RecipeError([self.recipe.located(Problem("task.type", self.task.type, wanted))])
 
     def _inputs(self, batch: int, sequence: int, *, padded: bool = False) -> Inputs:

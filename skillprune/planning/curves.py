@@ -37,6 +37,6 @@ def _curve(removed: Curve) -> Curve:
 
 
 def _shares(scores: Curve) -> Curve:
-    rising = np.sort(scores - min(0.0, float(scores.min())))
+    rising = np.sort(scores - min(0.0, float(scores.min(initial=0.0))))
     total = rising.sum()
     return np.cumsum(rising) / (total if total > 0 else 1)

@@ -47,7 +47,8 @@ def layers_of(ffns: Sequence[FFN], *, round_to: int, keep_layers: KeepLayers) ->
     for stack in by_stack(ffns).values():
         untouched = untouched_layers(keep_layers, len(stack))
         for ffn in stack:
-            smaller = () if ffn.layer in untouched else range((ffn.width - 1) // round_to * round_to, -1, -round_to)
+            free = ffn.layer not in untouched and ffn.width > 0
+            smaller = range((ffn.width - 1) // round_to * round_to, -1, -round_to) if free else ()
             found.append(Layer(ffn.site, (ffn.width, *smaller), ffn.macs_per_neuron, ffn.parameters_per_neuron))
     return tuple(found)
 

@@ -44,15 +44,20 @@ def uniform_path(layers: Sequence[Layer]) -> Path:
 
     Before that no layer is emptied, however small the share.
     """
-    shares = sorted({width / layer.width for layer in layers for width in layer.widths}, reverse=True)
-    columns = [[nearest_width(layer, share) for share in shares] for layer in layers]
+    every = [np.array(layer.widths) / layer.width for layer in layers if layer.width]
+    shares = np.unique(np.concatenate([*every, np.ones(1)]))[::-1]
+    columns = [nearest_widths(layer, shares) for layer in layers]
     return Path(tuple(layers), np.unique(np.array(columns, dtype=np.int64).T, axis=0)[::-1])
 
 
-def nearest_width(layer: Layer, share: float) -> int:
-    """The allowed width nearest to a share of the layer's own, none only if the share is; of two the wider."""
-    allowed = [width for width in layer.widths if width > 0 or share == 0] or [0]
-    return min(allowed, key=lambda width: abs(width - share * layer.width))
+def nearest_widths(layer: Layer, shares: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The allowed widths nearest to shares of the layer's own, none only where the share is; of two the wider."""
+    rising = np.array([width for width in layer.widths[::-1] if width > 0] or [0], dtype=np.int64)
+    above = np.searchsorted(rising, shares * layer.width).clip(max=len(rising) - 1)
+    below = (above - 1).clip(min=0)
+    nearer = rising[above] - shares * layer.width <= shares * layer.width - rising[below]
+    nearest = np.where(nearer, rising[above], rising[below])
+    return np.where((shares == 0) & (0 in layer.widths), 0, nearest)
 
 
 def sparing_path(layers: Sequence[Layer], curves: Curves) -> Path:

@@ -19,6 +19,10 @@ class KeepRatio:
 
     share: float
 
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"a share of neurons is above 0 and at most 1, not {self.share}")
+
     def stop(self, path: Path, costs: Costs) -> Choice:
         """The point whose neurons are nearest to the share."""
         free = np.array([len(layer.widths) > 1 for layer in path.layers])
@@ -37,6 +41,9 @@ class Parameters:
 
     limit: float
 
+    def __post_init__(self) -> None:
+        check_limit(self.limit)
+
     def stop(self, path: Path, costs: Costs) -> Choice:
         """The largest model within the limit."""
         left = costs.parameters - path.removed(lambda layer: layer.parameters_per_neuron)
@@ -53,6 +60,9 @@ class Macs:
 
     limit: float
 
+    def __post_init__(self) -> None:
+        check_limit(self.limit)
+
     def stop(self, path: Path, costs: Costs) -> Choice:
         """The largest model within the limit."""
         left = costs.macs - costs.sequence * path.removed(lambda layer: layer.macs_per_neuron)
@@ -61,6 +71,16 @@ class Macs:
     def asked(self) -> Mapping[str, float]:
         """As a recipe says it."""
         return {"macs": self.limit}
+
+
+def check_limit(limit: float) -> None:
+    """Tells shares from counts.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if limit <= 0 or (limit > 1 and limit != int(limit)):
+        raise ValueError(f"a limit is a share, above 0 and at most 1, or a whole number above 1, not {limit}")
 
 
 def _within(path: Path, what: str, limit: float, before: int, left: NDArray[np.int64]) -> Choice:

@@ -43,7 +43,7 @@ class LatencyTable:
     def _left(self, shape: int, before: Widths, after: Widths) -> float:
         left = 1.0
         for stack, widths in before.items():
-            shares = np.array(after[stack]) / np.array(widths)
+            shares = np.array(after[stack]) / np.maximum(widths, 1)  # an empty layer has nothing to save
             times = np.interp(shares, self.widths[stack], self.shares[stack][shape])
             weights = np.array(widths) / sum(widths)
             left -= float(weights @ (1 - times))

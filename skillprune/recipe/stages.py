@@ -114,7 +114,14 @@ _LayersField = Annotated[
 BUDGETS = ("keep_ratio", "parameters", "macs", "speedup", "max_drop")
 """Keys of `plan` that say how much to prune; exactly one of them counts."""
 
-_AtMost = Annotated[StrictFloat, Field(gt=0)]
+
+def _share_or_count(limit: float) -> float:
+    if limit > 1 and limit != int(limit):
+        raise ValueError("should be a share, at most 1, or a whole number above 1")
+    return limit
+
+
+_AtMost = Annotated[StrictFloat, Field(gt=0), AfterValidator(_share_or_count)]
 
 
 class PlanSpec(Spec):
@@ -172,6 +179,13 @@ class PlanSpec(Spec):
         if len(budgets) > 1:
             raise ValueError(f"names {len(budgets)} budgets, {' and '.join(budgets)}; keep one and set others to null")
         return given if budgets else {**given, "keep_ratio": 0.25}
+
+    @field_validator("selection")
+    @classmethod
+    def _not_under_a_floor(cls, selection: str, info: ValidationInfo) -> str:
+        if selection == "blockwise" and info.data.get("max_drop") is not None:
+            raise ValueError("cannot be combined with max_drop, whose trials choose once; remove one of them")
+        return selection
 
 
 class RepairSpec(Spec):

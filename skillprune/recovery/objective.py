@@ -19,7 +19,7 @@ from torch.nn.functional import kl_div
 
 from skillprune.answers import Answers, TaskModel
 from skillprune.data import Batch
-from skillprune.families import FFN, find_ffns
+from skillprune.families import find_ffns
 from skillprune.recovery.values import RecoverySettings
 
 _LEAST_SPREAD = 1e-3
@@ -124,10 +124,6 @@ def _leaving(subject: TaskModel) -> Iterator[list[Tensor]]:
         states.append(output[0] if isinstance(output, tuple) else output)
 
     with ExitStack() as hooks:
-        for block in map(_block, find_ffns(subject.model)):
-            hooks.callback(block.register_forward_hook(remember).remove)
+        for ffn in find_ffns(subject.model):
+            hooks.callback(ffn.block.register_forward_hook(remember).remove)
         yield states
-
-
-def _block(ffn: FFN) -> nn.Module:
-    return ffn.block

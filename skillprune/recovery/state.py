@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -115,12 +116,9 @@ class StateFile:
         epochs = tuple(Epoch(**epoch) for epoch in done["epochs"])
         return State(parameters, optimizer, best, Recovery(epochs, done["best"], done["seconds"]))
 
-    def remove(self) -> None:
-        """Removes the file, if there is one."""
-        self.path.unlink(missing_ok=True)
-
 
 def fingerprint(
+    objective: str,
     subjects: Sequence[TaskModel],
     train: Sequence[Batch],
     validation: Sequence[Batch],
@@ -128,7 +126,9 @@ def fingerprint(
     metric: str,
 ) -> str:
     """SHA-256 in hexadecimal over all that the result depends on: settings, weights before training, examples."""
-    digest = hashlib.sha256(json.dumps([asdict(settings), metric]).encode())
+    kinds = [type(subject).__name__ for subject in subjects]
+    versions = [version(name) for name in ("skillprune", "torch", "transformers")]
+    digest = hashlib.sha256(json.dumps([asdict(settings), metric, objective, kinds, versions]).encode())
     weights = (pair for subject in subjects for pair in _weights(subject))
     for name, value in (*weights, *_contents(train), *_contents(validation)):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

@@ -55,8 +55,8 @@ def recover_(
         validation: batches that say which epoch is best.
         settings: schedule, weights of the loss, what is trained.
         metric: name of the task's metric, or ``loss`` where the loss of the task is it.
-        checkpoint: file that is written after every epoch and removed at the end; what an interrupted call left there
-            is gone on from, if it was for the same settings, models and batches.
+        checkpoint: file that is written after every epoch; what an earlier call left there is gone on from, if it was
+            for the same settings, models and batches. Remove it when the model is saved.
         progress: told about every batch.
 
     Returns:
@@ -114,7 +114,8 @@ def train_(
     subjects = (objective.student, *others)
     file = None
     if checkpoint is not None:
-        file = StateFile(checkpoint, fingerprint(subjects, train, validation, settings, metric))
+        seen = fingerprint(type(objective).__name__, subjects, train, validation, settings, metric)
+        file = StateFile(checkpoint, seen)
     validate = partial(_standing, objective, validation, settings, metric, progress)
     with _ready(objective.student.model, settings) as (parameters, accelerator):
         state = _begin(parameters, settings, file, validate)
@@ -125,8 +126,6 @@ def train_(
             if file is not None:
                 file.write(state)
         state.restore_best_()
-    if file is not None:
-        file.remove()
     return state.so_far
 
 

@@ -14,7 +14,7 @@ from skillprune.activations import evaluating
 from skillprune.data import Batch
 from skillprune.errors import DataError
 from skillprune.families import FFN, by_stack, find_ffns
-from skillprune.planning import PruningPlan
+from skillprune.planning import PruningPlan, Widths
 from skillprune.progress import Progress, silent
 from skillprune.repair.carry import trace
 from skillprune.repair.methods import METHODS, Method, Statistics, are_few, least_squares, slice_only
@@ -108,6 +108,7 @@ def prune_and_repair_(
 
 def choose_and_repair_(
     model: PreTrainedModel,
+    widths: Widths,
     choose: Choose,
     batches: Sequence[Batch],
     *,
@@ -115,11 +116,21 @@ def choose_and_repair_(
     ridge: float | None = None,
     attention: bool = True,
     progress: Progress = silent,
-) -> tuple[dict[str, tuple[tuple[int, ...], ...]], tuple[LayerError, ...]]:
+) -> dict[str, tuple[tuple[int, ...], ...]]:
     """Like `prune_and_repair_`, but neurons are chosen layer by layer on the network pruned so far.
 
+    Args:
+        model: changed in place.
+        widths: how many neurons every layer keeps; one that keeps all is left alone.
+        choose: says which.
+        batches: calibration batches.
+        method: as for `prune_and_repair_`.
+        ridge: as for `prune_and_repair_`.
+        attention: as for `prune_and_repair_`.
+        progress: told about every batch of every layer.
+
     Returns:
-        Kept neurons per stack and layer, and the errors of pruned layers.
+        Kept neurons per stack and layer.
 
     Raises:
         DataError: there is nothing to fit on, or an activation is not finite; the model must not be used then.
@@ -128,20 +139,19 @@ def choose_and_repair_(
     repair = _method(method)
     _refuse_unusable(find_ffns(model), batches)
     keep: dict[str, tuple[tuple[int, ...], ...]] = {}
-    errors: list[LayerError] = []
 
     def prune_layer(walk: Walk, ffn: FFN) -> None:
-        if attention and repair.fits:
-            _refit_attention_(ffn, walk, ridge)
-        everything = range(ffn.width)
-        statistics = walk.ffn(ffn, everything)
-        kept = tuple(choose(ffn, statistics))
+        kept = everything = tuple(range(ffn.width))
+        if widths[ffn.stack.name][ffn.layer] < ffn.width:
+            if attention and repair.fits:
+                _refit_attention_(ffn, walk, ridge)
+            statistics = walk.ffn(ffn, everything)
+            kept = tuple(choose(ffn, statistics))
+            _repair_layer_(ffn, statistics, everything, kept, repair, ridge)
         keep[ffn.stack.name] = (*keep.get(ffn.stack.name, ()), kept)
-        if len(kept) < ffn.width:
-            errors.append(_repair_layer_(ffn, statistics, everything, kept, repair, ridge))
 
     _for_every_layer(model, batches, repair, True, prune_layer, progress)
-    return keep, tuple(errors)
+    return keep
 
 
 def _for_every_layer(

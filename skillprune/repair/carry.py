@@ -48,14 +48,12 @@ class Step:
 
     Attributes:
         hidden: the block's output.
-        attended: the stream after attention, ``(batch, sequence, hidden)``.
         activations: input of the down projection, ``(batch, sequence, neurons)``.
         written: output of the down projection, ``(batch, sequence, hidden)``.
         residual: the stream that output is added to, ``(batch, sequence, hidden)``.
     """
 
     hidden: Tensor
-    attended: Tensor
     activations: Tensor
     written: Tensor
     residual: Tensor
@@ -108,14 +106,20 @@ def _watched(ffn: FFN, remember: Callable[[int, tuple[Any, ...], dict[str, Any]]
 
 
 def step(ffn: FFN, hidden: Tensor, call: Call) -> Step:
-    """Runs one block on carried hidden states, watching its attention and its FFN."""
+    """Runs one block on carried hidden states, watching its FFN."""
     with ExitStack() as hooks, torch.inference_mode():
         activations = hooks.enter_context(inputs_of(ffn.down))
         residual = hooks.enter_context(inputs_of(ffn.residual))
         written = hooks.enter_context(_outputs_of(ffn.down))
-        mixed = hooks.enter_context(_outputs_of(ffn.attention))
         after = _output_of(ffn.block(hidden, *call.args, **call.kwargs))
-        return Step(after, hidden + joined(mixed), joined(activations), joined(written), joined(residual))
+        return Step(after, joined(activations), joined(written), joined(residual))
+
+
+@contextmanager
+def attending(ffn: FFN) -> Iterator[list[Tensor]]:
+    """Collects what attention adds to the stream while the block runs, ``(batch, sequence, hidden)``."""
+    with _outputs_of(ffn.attention) as found:
+        yield found
 
 
 def attend(ffn: FFN, hidden: Tensor, call: Call) -> Tensor:

@@ -49,7 +49,7 @@ class Statistics:
         Raises:
             DataError: a moment is not finite.
         """
-        if not bool(self.fit.gram.isfinite().all() and self.fit.cross.isfinite().all()):
+        if not all(bool(sums.isfinite().all()) for m in (self.fit, self.held_out) for sums in (m.gram, m.cross)):
             raise DataError(
                 f"the activations of {ffn.stack.name} layer {ffn.layer} are not finite; it cannot be repaired"
             )

@@ -11,7 +11,7 @@ from torch import Tensor
 from skillprune.data import Batch
 from skillprune.families import FFN, Side, copy_of
 from skillprune.progress import Progress, track
-from skillprune.repair.carry import Call, Trace, advance, attend, step
+from skillprune.repair.carry import Call, Trace, advance, attend, attending, step
 from skillprune.repair.methods import Statistics
 from skillprune.repair.moments import Moments
 from skillprune.surgery import remove_neurons_
@@ -57,9 +57,13 @@ class SideBySide:
             return None
         found = _nothing(ffn.attention.weight)
         for number, batch in enumerate(track(self._batches, f"{_place(ffn)} attention", self._progress)):
-            wanted, entering = self._teach(ffn, number), self._student[number]
-            read = attend(ffn, entering, self._call(ffn, number))
-            _add(found, batch, ffn.stack.side, read, wanted - entering, self._weigh(wanted))
+            entering = _precise(self._teacher[number])
+            with attending(ffn) as mixed:
+                self._teach(ffn, number)
+            read = attend(ffn, self._student[number], self._call(ffn, number))
+            wanted = entering.to(read.device) + mixed[0]
+            target = wanted - self._student[number].to(read.device)
+            _add(found, batch, ffn.stack.side, read, target, self._weigh(wanted))
         self._taught = ffn.layer
         return found
 
@@ -86,11 +90,10 @@ class SideBySide:
             self._student[number] = advance(ffn, self._student[number], self._call(ffn, number))
         self._apart = self._apart or self._taught == ffn.layer
 
-    def _teach(self, ffn: FFN, number: int) -> Tensor:
-        """Takes the dense network through the block, which is still whole; returns its stream after attention."""
+    def _teach(self, ffn: FFN, number: int) -> None:
+        """Takes the dense network through the block, which is still whole."""
         seen = step(ffn, self._teacher[number], self._dense.calls[ffn.layer][number])
-        self._teacher[number], self._wanted[number] = seen.hidden, seen.written + seen.residual
-        return seen.attended
+        self._teacher[number], self._wanted[number] = seen.hidden, _precise(seen.written) + seen.residual
 
     def _call(self, ffn: FFN, number: int) -> Call:
         return self._pruned.calls[ffn.layer][number]
@@ -112,7 +115,7 @@ class Dense:
         found = _nothing(ffn.down.weight[:, : len(read)])
         for number, batch in enumerate(track(self._batches, _place(ffn), self._progress)):
             seen = step(ffn, self._hidden[number], self._dense.calls[ffn.layer][number])
-            weights = self._weigh(seen.written + seen.residual)
+            weights = self._weigh(_precise(seen.written) + seen.residual)
             _add(found, batch, ffn.stack.side, seen.activations[..., list(read)], seen.written, weights)
             self._hidden[number] = seen.hidden
         self._taught = ffn.layer
@@ -137,8 +140,12 @@ def alike(stream: Tensor) -> Tensor:
 
 def inverse_variance(stream: Tensor) -> Tensor:
     """An error counts as what the next normalisation makes of it: it divides by the stream's standard deviation."""
-    precise = stream.to(torch.promote_types(stream.dtype, torch.float32))
-    return 1 / precise.var(dim=-1).clamp(min=_LEAST_VARIANCE)
+    return 1 / _precise(stream).var(dim=-1).clamp(min=_LEAST_VARIANCE)
+
+
+def _precise(stream: Tensor) -> Tensor:
+    """In float32 at least: the difference of two streams in half precision has few digits left."""
+    return stream.to(torch.promote_types(stream.dtype, torch.float32))
 
 
 def _place(ffn: FFN) -> str:

@@ -39,7 +39,7 @@ class Skill(Criterion):
 
     def start(self, ffn: FFN, split: Split, device: torch.device) -> State:
         """Second moments of activations, and of gradients at the output."""
-        hidden = ffn.down.weight.numel() // ffn.width
+        hidden = ffn.down.weight.shape[0]
         return {
             "gram": zeros(device, ffn.width, ffn.width),
             "sum": zeros(device, ffn.width),
@@ -51,7 +51,7 @@ class Skill(Criterion):
     @classmethod
     def state_bytes(cls, ffn: FFN) -> int:
         """Two square matrices in float64."""
-        return 8 * (ffn.width**2 + (ffn.down.weight.numel() // ffn.width) ** 2)
+        return 8 * (ffn.width**2 + ffn.down.weight.shape[0] ** 2)
 
     def update(self, read: Read, seen: Observation) -> None:
         """Adds the products of the batch's real tokens, made in the tokens' dtype, to sums in float64."""
