@@ -146,7 +146,8 @@ def test_matrices_have_the_pruned_widths_and_the_file_is_smaller(exported: Expor
     ffns = [found for width in WIDTHS[shape] if width for found in ((HIDDEN, width), (width, HIDDEN))]
     assert matrices(small.path) == sorted([*others, *ffns])
     removed = 4 * sum(WIDTH - width for width in WIDTHS[shape]) * (2 * HIDDEN + 1)
-    assert abs(dense.bytes - small.bytes - removed) < 0.1 * removed
+    more = dense.bytes - small.bytes - removed
+    assert abs(more) < 0.1 * removed or (more > 0 and 0 in WIDTHS[shape])  # with a layer its nodes go too
 
 
 @pytest.mark.parametrize("training", [False, True])
