@@ -400,6 +400,16 @@ def test_numbers_are_written_for_people(printed: str, expected: str) -> None:
     assert printed == expected
 
 
+@pytest.mark.parametrize("unmet", [None, "there is no more to remove"])
+def test_a_planned_speed_up_stands_beside_what_was_measured(unmet: str | None) -> None:
+    expected = {"batch": 8, "sequence": 128, "before_ms": 150.0, "after_ms": 100.0}
+    asked = {"budget": "speedup: 1.5", "unmet": unmet, "latency": [expected]}
+    shown = render_markdown(Report.model_validate({**example(), "plan": asked}))
+    assert "Asked for: speedup: 1.5. At 8 x 128 1.50x was planned, 1.62x measured." in shown
+    assert (f"Not met: {unmet}." in shown) == (unmet is not None)
+    assert "Asked for" not in render_markdown(Report.model_validate(example()))
+
+
 def test_uniform_widths_take_one_sentence() -> None:
     text = render_markdown(build())
     assert "Every one of the 6 layers of encoder went from 1536 to 384 neurons." in text

@@ -164,7 +164,7 @@ class Run:
     @cached_property
     def errors(self) -> tuple[LayerError, ...]:
         """The pruned checkpoint, written and proven to reload; the value is the repair's error per layer."""
-        self._refuse_headless()
+        self._refuse_unprunable()
         plan, path = self.plan, self._pruned_path
         return self.directory.stage("prune", tuple[LayerError, ...], lambda: self._prune(plan, path), _files_of(path))
 
@@ -323,8 +323,11 @@ class Run:
     def _final_model(self, attention: Literal["eager", "sdpa"] = "sdpa") -> PreTrainedModel:
         return load_model(self._model_path, dtype="float32", attention=attention)
 
-    def _refuse_headless(self) -> None:
-        """Models without a classification head are scored and planned for, and not yet pruned and exported."""
+    def _refuse_unprunable(self) -> None:
+        """Models without a classification head, or with weights elsewhere, are scored and planned for, and no more."""
+        if any(parameter.device.type == "meta" for parameter in self.source.model.parameters()):
+            wanted = "leaves weights outside the devices that compute; pruning needs them there"
+            raise RecipeError([self.recipe.located(Problem("model.device_map", "", wanted))])
         if self.task.type != EXPORTED:
             wanted = f"only {EXPORTED} is pruned and exported; `skillprune score` and `plan` work for this kind"
             raise RecipeError([self.recipe.located(Problem("task.type", self.task.type, wanted))])

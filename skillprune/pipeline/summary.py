@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -49,6 +50,7 @@ def build_report(run: Run) -> paper.Report:
         controls=tuple(map(_control, run.latency.controls)),
         repair=_repair(run.errors),
         repair_method=run.recipe.repair.method,
+        plan=_planned(run),
         recovery=_training(run),
         prompts=_prompts(run),
         stages=tuple(map(_stage, run.directory.records)),
@@ -112,6 +114,14 @@ def _task(run: Run) -> paper.TaskFacts:
             calibration=len(splits.calibration), validation=len(splits.validation), test=len(splits.test)
         ),
         labels=run.task.labels,
+    )
+
+
+def _planned(run: Run) -> paper.Planned:
+    return paper.Planned(
+        budget=", ".join(f"{name}: {value}" for name, value in run.plan.budget.items()),
+        unmet=run.plan.unmet,
+        latency=tuple(paper.ExpectedTime.model_validate(asdict(timing)) for timing in run.plan.latency),
     )
 
 

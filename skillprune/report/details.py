@@ -22,10 +22,26 @@ def widths(report: Report) -> str:
             uniform.append(f"Every one of the {layers} went from {before} to {after} neurons.")
         else:
             rows.extend(_width_rows(stack))
-    parts = ["\n".join(uniform)] if uniform else []
+    parts = [*_asked(report), *(["\n".join(uniform)] if uniform else [])]
     if rows:
         parts.append(wording.table(["stack", "layers", "neurons before", "after", "kept"], rows))
     return "\n\n".join(parts) or "The model has no FFN stack."
+
+
+def _asked(report: Report) -> Iterator[str]:
+    """The budget in words and, if it was a speed-up, what was expected and what came of it."""
+    if report.plan is None:
+        return
+    sentences = [f"Asked for: {wording.plain(report.plan.budget)}."]
+    for expected in report.plan.latency:
+        shape = (expected.batch, expected.sequence)
+        rows = [row for row in report.latency if row.subject == "pruned" and (row.batch, row.sequence) == shape]
+        measured = ", ".join(wording.ratio(row.speedup) for row in rows if row.speedup is not None)
+        planned = wording.ratio(expected.before_ms / expected.after_ms)
+        sentences.append(f"At {wording.shape(*shape)} {planned} was planned, {measured} measured.")
+    if report.plan.unmet is not None:
+        sentences.append(f"Not met: {wording.plain(report.plan.unmet)}.")
+    yield " ".join(sentences)
 
 
 def _width_rows(stack: StackWidths) -> Iterator[list[str]]:

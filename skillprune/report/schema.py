@@ -14,6 +14,7 @@ from skillprune.report.sections import (
     LatencyRow,
     LayerRepair,
     Model,
+    Planned,
     Quality,
     RetunedPrompt,
     Scoring,
@@ -48,6 +49,9 @@ class Report(Section):
     verdict: Verdict = Field(description="What was demanded and what failed it.")
     repair_method: str | None = Field(
         default=None, description="Repair method: zero, mean or least_squares. Additional, optional."
+    )
+    plan: Planned | None = Field(
+        default=None, description="What was asked of the plan, and what it expected. Additional, optional."
     )
     recovery: Training | None = Field(
         default=None, description="Training after pruning; null without it. Additional, optional."

@@ -120,6 +120,23 @@ class MetricValues(Section):
     onnx: dict[str, Share] = Field(description="The exported pruned model in ONNX Runtime, by variant.")
 
 
+class ExpectedTime(Section):
+    """A time that the plan counted on."""
+
+    batch: Size = Field(description="Inputs at once.")
+    sequence: Size = Field(description="Tokens of each.")
+    before_ms: Positive = Field(description="Milliseconds of the dense model.")
+    after_ms: Positive = Field(description="Milliseconds expected of the pruned one.")
+
+
+class Planned(Section):
+    """What was asked of the plan, and what it expected."""
+
+    budget: str = Field(description="The budget in the words of the recipe.")
+    unmet: str | None = Field(description="Why the plan is not what was asked for, though the best there is, or null.")
+    latency: tuple[ExpectedTime, ...] = Field(description="Expected times, where the budget is a speed-up.")
+
+
 class Quality(Section):
     """What pruning cost on the test split."""
 
