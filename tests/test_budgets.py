@@ -160,7 +160,7 @@ BUDGETS: dict[str, Callable[[float], Budget]] = {"parameters": Parameters, "macs
 def test_a_budget_that_counts_gives_the_largest_model_within_it(family: str, name: str, absolute: bool) -> None:
     model = TINY_ALL[family](width=48)
     before = getattr(model_costs(model), name)
-    limit = 0.93 * before if absolute else 0.93
+    limit = int(0.93 * before) if absolute else 0.93
     predicted = predict_plan(model, BUDGETS[name](limit), round_to=8)
     assert predicted.unmet is None
     assert getattr(predicted.after, name) <= 0.93 * before

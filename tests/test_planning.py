@@ -35,7 +35,7 @@ from skillprune.planning import (
     predict_plan,
 )
 from skillprune.planning.layers import Layer, untouched_layers
-from skillprune.planning.path import nearest_width
+from skillprune.planning.path import nearest_widths
 from skillprune.scoring import NeuronScores, Provenance
 from skillprune.surgery import prune_
 
@@ -119,7 +119,7 @@ def test_rounded_widths_by_hand(width: int, ratio: float, round_to: int, expecte
 @settings(deadline=None, max_examples=200)
 @given(width=st.integers(1, 5000), ratio=st.floats(0, 1, exclude_min=True), round_to=st.integers(1, 128))
 def test_a_rounded_width_is_the_nearest_multiple_that_fits(width: int, ratio: float, round_to: int) -> None:
-    found = nearest_width(layer_of(width, round_to), ratio)
+    (found,) = nearest_widths(layer_of(width, round_to), np.array([ratio])).tolist()
     assert 1 <= found <= width
     assert found % round_to == 0 or found == width
     allowed = {*range(round_to, width, round_to), width}
@@ -132,7 +132,8 @@ def test_a_rounded_width_is_the_nearest_multiple_that_fits(width: int, ratio: fl
 )
 def test_a_larger_ratio_never_keeps_fewer(width: int, ratios: tuple[float, float], round_to: int) -> None:
     layer = layer_of(width, round_to)
-    assert nearest_width(layer, min(ratios)) <= nearest_width(layer, max(ratios))
+    low, high = nearest_widths(layer, np.array([min(ratios), max(ratios)])).tolist()
+    assert low <= high
 
 
 @pytest.mark.parametrize(

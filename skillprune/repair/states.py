@@ -46,7 +46,9 @@ class States:
         return (self[number] for number in range(len(self)))
 
     def __getitem__(self, number: int) -> Tensor:
-        return self._kept[number].to(self._devices[number])
+        kept = self._kept[number]
+        # Out of a file comes a copy: what is put in its place later must not change what somebody still holds.
+        return kept.to(self._devices[number], copy=self._files is not None)
 
     def __setitem__(self, number: int, tensor: Tensor) -> None:
         if self._files is None:
