@@ -38,6 +38,7 @@ from skillprune.scoring import (
     score_neurons,
     settings_for,
 )
+from skillprune.surgery import prune_
 
 WORK = HERE / "work" / "quality"
 EXAMPLES = 2048
@@ -152,13 +153,18 @@ class Bench:
         started, model, widths = monotonic(), load_source(self.checkpoint).model, {}
         if arm != DENSE:
             plan = self.plan(arm)
-            prune_and_repair_(model, plan, data.calibration, method=arm.repair)
             widths = plan.width_after
+            if arm.repair == "zero":
+                prune_(model, plan)
+            else:
+                prune_and_repair_(model, plan, data.calibration, method=arm.repair)
         seconds = monotonic() - started
         found = predict_split(torch_predictor(model), test)
         path.parent.mkdir(parents=True, exist_ok=True)
         facts = json.dumps({"widths": widths, "seconds": round(seconds, 1)})
-        np.savez(path, labels=found.labels, predicted=found.predicted, facts=np.array(facts))
+        draft = path.with_suffix(".draft.npz")
+        np.savez(draft, labels=found.labels, predicted=found.predicted, facts=np.array(facts))
+        draft.replace(path)
         print(self.task, self.seed, *arm, round(accuracy(found.labels, found.predicted), 4), facts, flush=True)
 
     def plan(self, arm: Arm) -> PruningPlan:
@@ -177,7 +183,7 @@ def finished(task: str) -> list[dict[str, Any]]:
     """A row per arm that was run: beside the dense model, and beside skillprune's default of the same width."""
     rows = []
     for folder in sorted((WORK / task).glob("*")):
-        done = {path.stem: np.load(path) for path in sorted(folder.glob("*.npz"))}
+        done = {path.stem: np.load(path) for path in sorted(folder.glob("*.npz")) if ".draft" not in path.name}
         answers = {name: Predictions(each["labels"], each["predicted"]) for name, each in done.items()}
         for name, given in answers.items():
             arm = dict(zip(Arm._fields, name.split("-"), strict=True))
