@@ -9,10 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from skillprune.checkpoint.load import Source, fingerprint, load_model, load_source
+    from skillprune.checkpoint.load import Attention, Source, fingerprint, load_model, load_source
     from skillprune.checkpoint.save import save_pruned, uneven_widths, verify_reload
 
 __all__ = [
+    "Attention",
     "Source",
     "fingerprint",
     "load_model",
@@ -22,7 +23,7 @@ __all__ = [
     "verify_reload",
 ]
 
-_HOME = {name: "load" for name in __all__[:4]} | {name: "save" for name in __all__[4:]}
+_HOME = {name: "load" for name in __all__[:5]} | {name: "save" for name in __all__[5:]}
 
 
 def __getattr__(name: str) -> Any:

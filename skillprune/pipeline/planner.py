@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from skillprune.checkpoint import Source, load_source
+from skillprune.checkpoint import Attention, Source, load_source
 from skillprune.errors import Problem, RecipeError
 from skillprune.pipeline.blockwise import chosen_again
 from skillprune.pipeline.candidates import Candidates
@@ -117,7 +117,7 @@ class Planner:
         )
         if spec.selection == "blockwise":
             calibration, repair = self.detection.data.calibration, self.recipe.repair
-            return replace(plan, keep=chosen_again(self._dense(), plan, scores, calibration, repair, self.progress))
+            return replace(plan, keep=chosen_again(self.dense(), plan, scores, calibration, repair, self.progress))
         return plan
 
     def repair_(self, model: PreTrainedModel, plan: PruningPlan) -> tuple[LayerError, ...]:
@@ -153,7 +153,7 @@ class Planner:
             return PruningPlan(keep, scores.widths, scores.criterion, {}, self.recipe.plan.round_to, costs, costs)
 
         trials = Candidates(
-            load=self._dense,
+            load=self.dense,
             plan_for=plan_for,
             repair_=self.repair_,
             validation=self.detection.data.validation,
@@ -182,7 +182,7 @@ class Planner:
             return random_inputs(source.model, source.tokenizer, batch, sequence, seed=recipe.seed)
 
         return latency_table(
-            self._exportable,
+            lambda: float32_model(recipe, "eager"),
             parity_inputs(source.model, source.tokenizer, seed=recipe.seed),
             feeds,
             recipe.benchmark,
@@ -192,10 +192,12 @@ class Planner:
             progress=self.progress,
         )
 
-    def _dense(self) -> PreTrainedModel:
+    def dense(self) -> PreTrainedModel:
+        """The dense model anew: whatever is done to it, the other stays as it is."""
         task = self.recipe.task
         return load_source(self.recipe.model, task_type=task.type, target_tokenizer=task.target_tokenizer).model
 
-    def _exportable(self) -> PreTrainedModel:
-        spec = self.recipe.model.model_copy(update={"dtype": "float32"})
-        return load_source(spec, attention="eager").model
+
+def float32_model(recipe: Recipe, attention: Attention) -> PreTrainedModel:
+    """The dense model as files are made and compared, whatever dtype scoring runs in."""
+    return load_source(recipe.model.model_copy(update={"dtype": "float32"}), attention=attention).model

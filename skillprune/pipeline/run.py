@@ -24,7 +24,7 @@ from skillprune.families import find_ffns
 from skillprune.pipeline.detection import batches_of, detection
 from skillprune.pipeline.directory import RunDirectory, replacing, write_text
 from skillprune.pipeline.inputs import PARITY_SHAPES, check_shapes, parity_inputs, random_inputs
-from skillprune.pipeline.planner import EXPORTED, Planner
+from skillprune.pipeline.planner import EXPORTED, Planner, float32_model
 from skillprune.pipeline.processes import is_main, join_processes
 from skillprune.pipeline.recoverer import losses_of, recoverer
 from skillprune.pipeline.results import Exports, Quality, Recovered
@@ -222,8 +222,7 @@ class Run:
                 save_prompt(prompted, fresh)
 
     def _prune(self, plan: PruningPlan, path: Path) -> tuple[LayerError, ...]:
-        # A fresh copy: whatever happens here, the dense model stays dense.
-        model = load_source(self.recipe.model).model
+        model = self._planner.dense()
         errors = self._planner.repair_(model, plan)
         self._save(model, path)
         return errors
@@ -265,7 +264,7 @@ class Run:
     def _export(self, dense_path: Path, pruned_path: Path) -> Exports:
         inputs = parity_inputs(self.source.model, self.source.tokenizer, seed=self.recipe.seed)
         self.progress("export", 0, 2)
-        dense = export_onnx(self._dense_model("eager"), inputs, dense_path)
+        dense = export_onnx(float32_model(self.recipe, "eager"), inputs, dense_path)
         self.progress("export", 1, 2)
         pruned = export_onnx(self._final_model("eager"), inputs, pruned_path)
         self.progress("export", 2, 2)
@@ -286,7 +285,7 @@ class Run:
 
     def _test(self, exports: Exports) -> Quality:
         predictors = {
-            "dense": torch_predictor(self._dense_model()),
+            "dense": torch_predictor(float32_model(self.recipe, "sdpa")),
             "pruned": torch_predictor(load_model(self._pruned_path, dtype="float32")),
             "onnx": self._onnx_predictor(exports.pruned.path),
         }
@@ -314,11 +313,6 @@ class Run:
             return logits
 
         return predict
-
-    def _dense_model(self, attention: Literal["eager", "sdpa"] = "sdpa") -> PreTrainedModel:
-        # Files are made and compared in float32, whatever dtype scoring ran in.
-        spec = self.recipe.model.model_copy(update={"dtype": "float32"})
-        return load_source(spec, attention=attention).model
 
     def _final_model(self, attention: Literal["eager", "sdpa"] = "sdpa") -> PreTrainedModel:
         return load_model(self._model_path, dtype="float32", attention=attention)

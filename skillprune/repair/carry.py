@@ -110,16 +110,9 @@ def step(ffn: FFN, hidden: Tensor, call: Call) -> Step:
     with ExitStack() as hooks, torch.inference_mode():
         activations = hooks.enter_context(inputs_of(ffn.down))
         residual = hooks.enter_context(inputs_of(ffn.residual))
-        written = hooks.enter_context(_outputs_of(ffn.down))
+        written = hooks.enter_context(outputs_of(ffn.down))
         after = _output_of(ffn.block(hidden, *call.args, **call.kwargs))
         return Step(after, joined(activations), joined(written), joined(residual))
-
-
-@contextmanager
-def attending(ffn: FFN) -> Iterator[list[Tensor]]:
-    """Collects what attention adds to the stream while the block runs, ``(batch, sequence, hidden)``."""
-    with _outputs_of(ffn.attention) as found:
-        yield found
 
 
 def attend(ffn: FFN, hidden: Tensor, call: Call) -> Tensor:
@@ -136,7 +129,7 @@ def advance(ffn: FFN, hidden: Tensor, call: Call) -> Tensor:
 
 
 @contextmanager
-def _outputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
+def outputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
     """What a module gives while the context is open."""
     found: list[Tensor] = []
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from skillprune.data import Batch
 from skillprune.families import FFN, Side, copy_of
 from skillprune.progress import Progress, track
-from skillprune.repair.carry import Call, Trace, advance, attend, attending, step
+from skillprune.repair.carry import Call, Trace, advance, attend, outputs_of, step
 from skillprune.repair.methods import Statistics
 from skillprune.repair.moments import Moments
 from skillprune.surgery import remove_neurons_
@@ -58,7 +58,7 @@ class SideBySide:
         found = _nothing(ffn.attention.weight)
         for number, batch in enumerate(track(self._batches, f"{_place(ffn)} attention", self._progress)):
             entering = _precise(self._teacher[number])
-            with attending(ffn) as mixed:
+            with outputs_of(ffn.attention) as mixed:
                 self._teach(ffn, number)
             read = attend(ffn, self._student[number], self._call(ffn, number))
             wanted = entering.to(read.device) + mixed[0]
@@ -77,7 +77,7 @@ class SideBySide:
             if self._taught != ffn.layer:
                 self._teach(ffn, number)
             seen = step(narrow, self._student[number], self._call(ffn, number))
-            wanted = self._wanted[number]
+            wanted = self._wanted[number].to(seen.residual.device)
             _add(found, batch, ffn.stack.side, seen.activations, wanted - seen.residual, self._weigh(wanted))
         self._taught = ffn.layer
         return found
