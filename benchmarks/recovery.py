@@ -1,7 +1,7 @@
 """MiniLM on SST-2 with 2 % of its neurons: how far at most ten minutes of training on two cores bring it back.
 
-The settings are to be chosen by ``--search`` on validation; those here come from one trial. The test split is read twice
-per seed: before recovery and after.
+The settings are to be chosen by ``--search`` on validation; those here come from one trial. The test split is read
+twice per seed: before recovery and after.
 """
 
 from __future__ import annotations
