@@ -37,6 +37,8 @@ class Stack:
         residual: path of the module whose input is the residual stream that the FFN's output is added to. In
             post-norm blocks that is the up projection itself; in pre-norm blocks it is the norm before the FFN.
         attention: path of the projection whose output is added to the block's input: what attention has to say.
+        after: path of the norm that the sum of that stream and the FFN's output goes through before the next block;
+            none in pre-norm blocks.
         gate: path of the projection that is activated and multiplies up, row by row; none in a plain FFN.
         side: which tokens the stack runs over.
     """
@@ -48,6 +50,7 @@ class Stack:
     width_attribute: str
     residual: str
     attention: str
+    after: str | None = None
     gate: str | None = None
     side: Side = "input"
 
@@ -63,6 +66,7 @@ class FFN:
     up: nn.Linear
     down: nn.Linear
     residual: nn.Module
+    after: nn.Module
     gate: nn.Linear | None = None
 
     @property
@@ -123,6 +127,7 @@ _BERT_ENCODER = Stack(
     width_attribute="intermediate_size",
     residual="intermediate.dense",
     attention="attention.output.dense",
+    after="output.LayerNorm",
 )
 
 _BART_ENCODER = Stack(
@@ -133,6 +138,7 @@ _BART_ENCODER = Stack(
     width_attribute="encoder_ffn_dim",
     residual="fc1",
     attention="self_attn.out_proj",
+    after="final_layer_norm",
 )
 _BART_DECODER = replace(
     _BART_ENCODER, name="decoder", blocks="decoder.layers", width_attribute="decoder_ffn_dim", side="output"
@@ -150,6 +156,7 @@ FAMILIES: dict[str, tuple[Stack, ...]] = {
             width_attribute="hidden_dim",
             residual="ffn.lin1",
             attention="attention.out_lin",
+            after="output_layer_norm",
         ),
     ),
     "llama": (
@@ -235,6 +242,7 @@ def _resolve_ffn(block: nn.Module, stack: Stack, layer: int, model_type: str) ->
         up=_linear(block, stack.up, model_type),
         down=_linear(block, stack.down, model_type),
         residual=_module(block, stack.residual, model_type),
+        after=nn.Identity() if stack.after is None else _module(block, stack.after, model_type),
         gate=None if stack.gate is None else _linear(block, stack.gate, model_type),
     )
 

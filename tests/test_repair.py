@@ -551,11 +551,10 @@ def test_the_cost_is_linear_in_depth(family: str) -> None:
 
             block.register_forward_hook(count)
         prune_and_repair_(model, plan, batches)
-        per_layer |= set(calls[:-1])
-        assert calls[-1] < calls[0]  # nobody waits for what the last block gives
+        per_layer |= set(calls)
     assert len(per_layer) == 1
     # The decoder is looked at twice, before and after its encoder was cut, and that runs the encoder.
-    assert per_layer.pop() <= (6 if family == "bart" else 4) * len(batches)
+    assert per_layer.pop() <= (5 if family == "bart" else 3) * len(batches)
 
 
 @pytest.mark.parametrize("ridge", [0.01, 1e-4])

@@ -93,14 +93,14 @@ def prune_and_repair_(
         _warn_of_few_tokens(ffns, plan, batches)
     errors: list[LayerError] = []
 
-    def prune_layer(walk: Walk, ffn: FFN) -> None:
+    def prune_layer(walk: Walk, ffn: FFN) -> Sequence[int]:
         kept = plan.keep[ffn.stack.name][ffn.layer]
-        if len(kept) == ffn.width:
-            return
-        if attention and repair.fits:
-            _refit_attention_(ffn, walk, ridge)
-        read = range(ffn.width) if repair.reads_pruned else kept
-        errors.append(_repair_layer_(ffn, walk.ffn(ffn, read), read, kept, repair, ridge))
+        if len(kept) < ffn.width:
+            if attention and repair.fits:
+                _refit_attention_(ffn, walk, ridge)
+            read = range(ffn.width) if repair.reads_pruned else kept
+            errors.append(_repair_layer_(ffn, walk.ffn(ffn, read), read, kept, repair, ridge))
+        return kept
 
     _for_every_layer(model, batches, repair, sequential, prune_layer, progress)
     return tuple(errors)
@@ -140,7 +140,7 @@ def choose_and_repair_(
     _refuse_unusable(find_ffns(model), batches)
     keep: dict[str, tuple[tuple[int, ...], ...]] = {}
 
-    def prune_layer(walk: Walk, ffn: FFN) -> None:
+    def prune_layer(walk: Walk, ffn: FFN) -> Sequence[int]:
         kept = everything = tuple(range(ffn.width))
         if widths[ffn.stack.name][ffn.layer] < ffn.width:
             if attention and repair.fits:
@@ -149,6 +149,7 @@ def choose_and_repair_(
             kept = tuple(choose(ffn, statistics))
             _repair_layer_(ffn, statistics, everything, kept, repair, ridge)
         keep[ffn.stack.name] = (*keep.get(ffn.stack.name, ()), kept)
+        return kept
 
     _for_every_layer(model, batches, repair, True, prune_layer, progress)
     return keep
@@ -159,7 +160,7 @@ def _for_every_layer(
     batches: Sequence[Batch],
     method: Method,
     sequential: bool,
-    prune_layer: Callable[[Walk, FFN], None],
+    prune_layer: Callable[[Walk, FFN], Sequence[int]],
     progress: Progress,
 ) -> None:
     stacks, weigh = by_stack(find_ffns(model)), inverse_variance if method.fits else alike
@@ -175,9 +176,9 @@ def _for_every_layer(
                 else Dense(dense[name], batches, weigh, progress)
             )
             for ffn in layers:
-                prune_layer(walk, ffn)
+                kept = prune_layer(walk, ffn)
                 if ffn is not layers[-1]:
-                    walk.leave(ffn)
+                    walk.leave(ffn, kept)
     record_widths_(model)
 
 

@@ -115,6 +115,14 @@ def step(ffn: FFN, hidden: Tensor, call: Call) -> Step:
         return Step(after, joined(activations), joined(written), joined(residual))
 
 
+def finish(ffn: FFN, residual: Tensor, activations: Tensor) -> Tensor:
+    """What the next block gets, from where `step` looked on: nothing of the block before that runs again."""
+    with torch.inference_mode():
+        output = ffn.after(residual + ffn.down(activations))
+    assert isinstance(output, Tensor)
+    return output
+
+
 def attend(ffn: FFN, hidden: Tensor, call: Call) -> Tensor:
     """Runs one block up to the projection that writes what attention found, and returns that projection's input."""
     with torch.inference_mode(), _stopping_before(ffn.attention) as read:

@@ -13,8 +13,8 @@ from skillprune.data import Batch
 from skillprune.families import Side
 
 MEMORY_SHARE = 0.15
-"""Most of the free memory, on the device that holds them, that the states of one network may take; a repair holds three
-sets: the dense network's, the pruned one's, and what the layer at hand should write."""
+"""Most of the free memory, on the device that holds them, that one set of states may take; a repair holds four: of the
+dense network, of the pruned one, what the layer at hand should write, and how its neurons fire."""
 
 
 class States:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor
 from skillprune.data import Batch
 from skillprune.families import FFN, Side, copy_of
 from skillprune.progress import Progress, track
-from skillprune.repair.carry import Call, Trace, advance, attend, outputs_of, step
+from skillprune.repair.carry import Call, Trace, advance, attend, finish, outputs_of, step
 from skillprune.repair.methods import Statistics
 from skillprune.repair.moments import Moments
+from skillprune.repair.states import States, room_for
 from skillprune.surgery import remove_neurons_
 
 HELD_OUT = 10
@@ -36,9 +38,22 @@ class Walk(Protocol):
         """Some neurons' activations, and what the down projection should write."""
         ...
 
-    def leave(self, ffn: FFN) -> None:
-        """Goes on to the next block, through this one as it is now."""
+    def leave(self, ffn: FFN, kept: Sequence[int]) -> None:
+        """Goes on to the next block, through this one as it is now, with the neurons it has kept."""
         ...
+
+
+@dataclass(frozen=True)
+class _Halt:
+    """The pruned network within a block, before its down projection: states are the stream that one will add to."""
+
+    read: Sequence[int]
+    fired: States
+
+    def activations(self, number: int, kept: Sequence[int]) -> Tensor:
+        """Of some of the neurons that were read."""
+        place = {neuron: position for position, neuron in enumerate(self.read)}
+        return self.fired[number][..., [place[neuron] for neuron in kept]]
 
 
 class SideBySide:
@@ -49,6 +64,7 @@ class SideBySide:
         self._teacher, self._student = dense.hidden.copy(), pruned.hidden.copy()
         self._wanted = dense.hidden.copy()  # of the block it was last filled for: the dense stream after the FFN
         self._taught = -1
+        self._halt: _Halt | None = None
         self._apart = pruned is not dense
 
     def attention(self, ffn: FFN) -> Statistics | None:
@@ -73,21 +89,30 @@ class SideBySide:
         if len(read) < ffn.width:
             remove_neurons_(narrow, read)
         found = _nothing(narrow.down.weight)
+        fired: list[States] = []
         for number, batch in enumerate(track(self._batches, _place(ffn), self._progress)):
             if self._taught != ffn.layer:
                 self._teach(ffn, number)
             seen = step(narrow, self._student[number], self._call(ffn, number))
             wanted = self._wanted[number].to(seen.residual.device)
             _add(found, batch, ffn.stack.side, seen.activations, wanted - seen.residual, self._weigh(wanted))
-        self._taught = ffn.layer
+            if not fired:
+                fired.append(room_for(seen.activations, self._batches, ffn.stack.side))
+            fired[0].append(seen.activations)
+            self._student[number] = seen.residual
+        self._taught, self._halt = ffn.layer, _Halt(read, fired[0])
         return found
 
-    def leave(self, ffn: FFN) -> None:
-        """The dense network has already gone on if it was looked at; otherwise the block is as it was."""
+    def leave(self, ffn: FFN, kept: Sequence[int]) -> None:
+        """Of a block that was looked at, the dense network has left already, and the pruned one has half done it."""
+        halt, self._halt = self._halt, None
         for number in range(len(self._batches)):
             if self._taught != ffn.layer:
                 self._teacher[number] = advance(ffn, self._teacher[number], self._dense.calls[ffn.layer][number])
-            self._student[number] = advance(ffn, self._student[number], self._call(ffn, number))
+            if halt is None:
+                self._student[number] = advance(ffn, self._student[number], self._call(ffn, number))
+            else:
+                self._student[number] = finish(ffn, self._student[number], halt.activations(number, kept))
         self._apart = self._apart or self._taught == ffn.layer
 
     def _teach(self, ffn: FFN, number: int) -> None:
@@ -121,7 +146,7 @@ class Dense:
         self._taught = ffn.layer
         return found
 
-    def leave(self, ffn: FFN) -> None:
+    def leave(self, ffn: FFN, kept: Sequence[int]) -> None:
         """Goes on unless looking has done so."""
         if self._taught != ffn.layer:
             for number in range(len(self._batches)):
@@ -140,7 +165,9 @@ def alike(stream: Tensor) -> Tensor:
 
 def inverse_variance(stream: Tensor) -> Tensor:
     """An error counts as what the next normalisation makes of it: it divides by the stream's standard deviation."""
-    return 1 / _precise(stream).var(dim=-1).clamp(min=_LEAST_VARIANCE)
+    stream = _precise(stream)
+    deviations = stream - stream.mean(dim=-1, keepdim=True)
+    return 1 / deviations.square().mean(dim=-1).clamp(min=_LEAST_VARIANCE)  # ten times as fast as `var` on a CPU
 
 
 def _precise(stream: Tensor) -> Tensor:
