@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,6 @@ from skillprune.recipe import ModelSpec, RepairSpec
 from skillprune.repair import METHODS
 from skillprune.scoring import (
     CRITERIA,
-    NeuronScores,
     Provenance,
     ScoringData,
     load_scores,
@@ -77,6 +76,7 @@ def main() -> None:
     for task in arguments.tasks:
         for seed in arguments.seeds:
             bench = Bench(task, seed)
+            bench.score({arm.criterion for arm in arms} - {DENSE.criterion})
             for arm in arms:
                 bench.run(arm)
     rows = [row for task in CHECKPOINTS for row in finished(task)]
@@ -130,19 +130,21 @@ class Bench:
         data = ScoringData(*(batches(split, source.tokenizer) for split in (splits.calibration, splits.validation)))
         return source, task, splits, data, batches(splits.test, source.tokenizer)
 
-    @cached_property
-    def scores(self) -> dict[str, NeuronScores]:
-        """All criteria, computed together."""
-        path = self.folder / "scores.safetensors"
-        if not path.is_file():
-            source, task, splits, data, _ = self._prepared
-            subject = Classifier(source.model)
-            settings = settings_for(subject, data, labels=task.labels, seed=self.seed, keep_metric=True)
-            seen = Provenance(source.fingerprint, splits.fingerprint(), len(splits.calibration), "mean", self.seed)
-            found = score_neurons(subject, data, criteria=list(CRITERIA), provenance=seen, settings=settings)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_scores(found, path)
-        return {each.criterion: each for each in load_scores(path)}
+    def score(self, criteria: Set[str]) -> None:
+        """All criteria that were not computed before, together."""
+        missing = [name for name in CRITERIA if name in criteria and not self._scores_of(name).is_file()]
+        if not missing:
+            return
+        source, task, splits, data, _ = self._prepared
+        subject = Classifier(source.model)
+        settings = settings_for(subject, data, labels=task.labels, seed=self.seed, keep_metric=True)
+        seen = Provenance(source.fingerprint, splits.fingerprint(), len(splits.calibration), "mean", self.seed)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for found in score_neurons(subject, data, criteria=missing, provenance=seen, settings=settings):
+            save_scores([found], self._scores_of(found.criterion))
+
+    def _scores_of(self, criterion: str) -> Path:
+        return self.folder / f"{criterion}.safetensors"
 
     def run(self, arm: Arm) -> None:
         """Prunes, reads the test split once, and keeps the answers."""
@@ -170,7 +172,7 @@ class Bench:
     def plan(self, arm: Arm) -> PruningPlan:
         """Which neurons stay."""
         source, _, _, data, _ = self._prepared
-        scores = self.scores[arm.criterion]
+        (scores,) = load_scores(self._scores_of(arm.criterion))
         curves = curves_of(scores) if arm.allocation == "global" else None
         plan = plan_pruning(source.model, scores, KeepRatio(arm.keep_ratio), curves=curves)
         if arm.selection == "once":
