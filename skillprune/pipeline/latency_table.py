@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -67,7 +67,8 @@ def latency_table(
     if cache and cached.is_file():
         with suppress(ValidationError):  # a damaged file is measured anew
             return adapter.validate_json(cached.read_bytes())
-    measured, steady = _measure(model, make_model, traced, feeds, spec, round_to, seed, progress)
+    bench = _Bench(make_model, traced, feeds, spec, round_to, seed, progress)
+    measured, steady = bench.table(model)
     if steady:
         write_text(cached, json.dumps(asdict(measured), indent=1))
     else:
@@ -75,53 +76,62 @@ def latency_table(
     return measured
 
 
-def _measure(
-    model: PreTrainedModel,
-    make_model: MakeModel,
-    traced: Sequence[Arrays],
-    feeds: Feeds,
-    spec: BenchmarkSpec,
-    round_to: int,
-    seed: int,
-    progress: Progress,
-) -> tuple[LatencyTable, bool]:
-    """The table, and whether the machine was quiet enough to believe it."""
-    steady = True
-    dense_ms: tuple[float, ...] = ()
-    widths: dict[str, tuple[float, ...]] = {}
-    shares: dict[str, tuple[tuple[float, ...], ...]] = {}
-    with TemporaryDirectory() as folder:
-        dense = Path(folder, "dense.onnx")
-        export_onnx(model, traced, dense)
-        for stack, layers in by_stack(find_ffns(model)).items():
-            widest = max(layer.width for layer in layers)
-            rounded = {round(share * widest / round_to) * round_to for share in SHARES}
-            counts = sorted(count for count in rounded if count < widest)
-            subjects = [Subject("dense", "fp32", dense)]
-            for done, count in enumerate(counts):
-                progress(f"latency table ({stack}: export)", done, len(counts))
-                path = Path(folder, f"{stack}-{count}.onnx")
-                export_onnx(_narrowed(make_model(), stack, count / widest), traced, path)
-                subjects.append(Subject(str(count), "fp32", path))
-            progress(f"latency table ({stack}: export)", len(counts), len(counts))
-            found = measure_latency(
-                subjects,
-                spec.shapes,
-                feeds,
-                threads=spec.threads,
-                provider=spec.provider,
-                rounds=ROUNDS,
-                seed=seed,
-                progress=progress,
-            )
-            steady = steady and all(control.ok for control in found.controls)
-            widths[stack] = (*(count / widest for count in counts), 1.0)
-            dense_ms = tuple(_of_shape(found, shape, dense=True)[0].p50_ms for shape in spec.shapes)
-            shares[stack] = tuple(
-                _rising([1 / each.speedup.value for each in _of_shape(found, shape, dense=False)])
-                for shape in spec.shapes
-            )
-    return LatencyTable(spec.shapes, dense_ms, widths, shares), steady
+@dataclass(frozen=True)
+class _Bench:
+    """Exports and times narrowed copies of a model."""
+
+    make_model: MakeModel
+    traced: Sequence[Arrays]
+    feeds: Feeds
+    spec: BenchmarkSpec
+    round_to: int
+    seed: int
+    progress: Progress
+
+    def table(self, model: PreTrainedModel) -> tuple[LatencyTable, bool]:
+        """The table, and whether the machine was quiet enough to believe it."""
+        with TemporaryDirectory() as folder:
+            dense = Subject("dense", "fp32", Path(folder, "dense.onnx"))
+            export_onnx(model, self.traced, dense.path)
+            widest = {
+                stack: max(layer.width for layer in layers) for stack, layers in by_stack(find_ffns(model)).items()
+            }
+            found = {stack: self._timed(stack, dense, width) for stack, width in widest.items()}
+        shapes, first = self.spec.shapes, next(iter(found.values()))
+        dense_ms = tuple(_of_shape(first, shape, dense=True)[0].p50_ms for shape in shapes)
+        widths = {stack: (*(count / width for count in self._counts(width)), 1.0) for stack, width in widest.items()}
+        shares = {stack: tuple(_shares_of_time(latency, shape) for shape in shapes) for stack, latency in found.items()}
+        steady = all(control.ok for latency in found.values() for control in latency.controls)
+        return LatencyTable(shapes, dense_ms, widths, shares), steady
+
+    def _timed(self, stack: str, dense: Subject, widest: int) -> Latency:
+        """One stack at every narrower width, beside the dense model."""
+        what, subjects, counts = f"latency table ({stack}: export)", [dense], self._counts(widest)
+        for done, count in enumerate(counts):
+            self.progress(what, done, len(counts))
+            subjects.append(Subject(str(count), "fp32", dense.path.with_name(f"{stack}-{count}.onnx")))
+            export_onnx(_narrowed(self.make_model(), stack, count / widest), self.traced, subjects[-1].path)
+        self.progress(what, len(counts), len(counts))
+        return measure_latency(
+            subjects,
+            self.spec.shapes,
+            self.feeds,
+            threads=self.spec.threads,
+            provider=self.spec.provider,
+            rounds=ROUNDS,
+            seed=self.seed,
+            progress=self.progress,
+        )
+
+    def _counts(self, widest: int) -> list[int]:
+        rounded = {round(share * widest / self.round_to) * self.round_to for share in SHARES}
+        return sorted(count for count in rounded if count < widest)
+
+
+def _shares_of_time(found: Latency, shape: tuple[int, int]) -> tuple[float, ...]:
+    """What every width takes of the dense model's time; noise must not make a wider model faster."""
+    shares = [1 / each.speedup.value for each in _of_shape(found, shape, dense=False)]
+    return (*(float(share) for share in np.minimum(list(accumulate(shares, max)), 1.0)), 1.0)
 
 
 def _of_shape(found: Latency, shape: tuple[int, int], *, dense: bool) -> list[Measurement]:
@@ -131,11 +141,6 @@ def _of_shape(found: Latency, shape: tuple[int, int], *, dense: bool) -> list[Me
         for each in found.measurements
         if (each.batch, each.sequence) == shape and (each.subject == "dense") is dense
     ]
-
-
-def _rising(shares: Sequence[float]) -> tuple[float, ...]:
-    """Times by width without the dips of noise, ending with the dense model's own."""
-    return (*(float(share) for share in np.minimum(list(accumulate(shares, max)), 1.0)), 1.0)
 
 
 def _narrowed(model: PreTrainedModel, stack: str, share: float) -> PreTrainedModel:
