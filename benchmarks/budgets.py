@@ -7,13 +7,14 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from findings import batches, spec
 from finetune import every_hundredth
-from provenance import update_result
+from provenance import kept_row, update_result
 from quality import CHECKPOINTS
 
 import skillprune
@@ -38,7 +39,11 @@ def main() -> None:
     if "speedup" in arguments.sections:
         update_result(NAME, "speedup", seeds=[0], result={"rows": [fast(factor) for factor in ASKED]})
     if "max_drop" in arguments.sections:
-        rows = [careful(task, seed) for task in arguments.tasks for seed in arguments.seeds]
+        rows = [
+            kept_row(f"max-drop-{task}-{seed}", partial(careful, task, seed))
+            for task in arguments.tasks
+            for seed in arguments.seeds
+        ]
         held = sum(row["held"] for row in rows)
         update_result(NAME, "max_drop", seeds=arguments.seeds, result={"rows": rows, "held": held, "of": len(rows)})
 
@@ -76,7 +81,7 @@ def careful(task: str, seed: int) -> dict[str, Any]:
     dense, pruned = (predict_split(torch_predictor(model), test) for model in (run.source.model, pruned))
     drop = metric(dense.labels, dense.predicted) - metric(pruned.labels, pruned.predicted)
     error = standard_error(dense, pruned, metric=run.task.metric, seed=seed)
-    row = {
+    return {
         "task": task,
         "seed": seed,
         "widths": plan.width_after,
@@ -86,8 +91,6 @@ def careful(task: str, seed: int) -> dict[str, Any]:
         "standard_error": error,
         "held": bool(drop <= DROP + error),
     }
-    print(row, flush=True)
-    return row
 
 
 def recipe_of(task: str, seed: int, **sections: Any) -> Recipe:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
@@ -36,6 +36,23 @@ def update_result(name: str, section: str, *, seeds: list[int], result: dict[str
     sections = {key: value for key, value in found.items() if isinstance(value, dict) and "result" in value}
     sections[section] = _record(seeds, result)
     _write(path, sections)
+
+
+def kept_row(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A row that takes minutes: from ``work/rows`` if an earlier run finished it, else made and kept there.
+
+    So interrupted runs continue; to be deleted when what is measured has changed.
+    """
+    path = HERE / "work" / "rows" / f"{name}.json"
+    if path.is_file():
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    row = make()
+    print(row, flush=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".draft")
+    draft.write_text(json.dumps(row), encoding="utf-8")
+    draft.replace(path)
+    return row
 
 
 def over_seeds(rows: Sequence[Mapping[str, Any]], arm: Sequence[str], value: str) -> list[dict[str, Any]]:

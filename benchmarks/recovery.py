@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import product
 from time import monotonic
 from typing import Any
 
 from finetune import every_hundredth
-from provenance import minilm_recipe, update_result
+from provenance import kept_row, minilm_recipe, update_result
 
 from skillprune import KeepRatio, load_source, load_splits, make_batches, plan_pruning, prune_and_repair_, resolve_task
 from skillprune.answers import Classifier, label_names
@@ -36,10 +37,13 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.search:
         bench = Bench(arguments.seeds[0])
-        rows = [bench.searched(rate, weight) for rate, weight in product(RATES, WEIGHTS)]
+        rows = [
+            kept_row(f"recovery-search-{rate}-{weight}", partial(bench.searched, rate, weight))
+            for rate, weight in product(RATES, WEIGHTS)
+        ]
         update_result("recovery-minilm-sst2", "search", seeds=arguments.seeds[:1], result={"rows": rows})
     else:
-        rows = [Bench(seed).measured() for seed in arguments.seeds]
+        rows = [kept_row(f"recovery-{seed}", lambda seed=seed: Bench(seed).measured()) for seed in arguments.seeds]
         result = {"settings": asdict(SETTINGS), "rows": rows}
         update_result("recovery-minilm-sst2", "recovery", seeds=arguments.seeds, result=result)
 
@@ -78,9 +82,7 @@ class Bench:
         """One combination of settings, on validation."""
         settings = replace(SETTINGS, learning_rate=rate, hidden_weight=weight, epochs=SEARCH_EPOCHS, seed=self.seed)
         done = self.recover_(self.pruned(), settings)
-        row = {"learning_rate": rate, "hidden_weight": weight, "epochs": [asdict(epoch) for epoch in done.epochs]}
-        print(row, flush=True)
-        return row
+        return {"learning_rate": rate, "hidden_weight": weight, "epochs": [asdict(epoch) for epoch in done.epochs]}
 
     def measured(self) -> dict[str, Any]:
         """The settings that were chosen, on test."""
@@ -94,7 +96,7 @@ class Bench:
             name: accuracy(found.labels, found.predicted)
             for name, found in (("dense", dense), ("pruned", before), ("recovered", after))
         }
-        row = {
+        return {
             "seed": self.seed,
             **accuracies,
             "to_dense": asdict(compare(dense, after, metric="accuracy", seed=self.seed)),
@@ -102,8 +104,6 @@ class Bench:
             "kept_epoch": done.best,
             "seconds": round(seconds),
         }
-        print(row, flush=True)
-        return row
 
     @staticmethod
     def answers(model: Any, batches: Sequence[Batch]) -> Predictions:
