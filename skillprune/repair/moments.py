@@ -56,7 +56,7 @@ class Moments:
         self.target += (y * w).sum(dim=0, dtype=torch.float64)
         self.gram += weighted.T @ a
         self.cross += weighted.T @ y
-        self.energy += (y.double().square() * w).sum()
+        self.energy += (y.square() * w).sum(dtype=torch.float64)
 
     def centred(self) -> tuple[Tensor, Tensor]:
         """``gram`` and ``cross`` of deviations from the means, ``(n, n)`` and ``(n, d)``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from skillprune.data import Batch
 from skillprune.families import FFN, Side, copy_of
 from skillprune.progress import Progress, track
-from skillprune.repair.carry import Call, Trace, advance, attend, finish, outputs_of, step
+from skillprune.repair.carry import Call, Step, Trace, advance, attend, finish, outputs_of, step
 from skillprune.repair.methods import Statistics
 from skillprune.repair.moments import Moments
 from skillprune.repair.states import States, room_for
@@ -91,9 +91,7 @@ class SideBySide:
         found = _nothing(narrow.down.weight)
         fired: list[States] = []
         for number, batch in enumerate(track(self._batches, _place(ffn), self._progress)):
-            if self._taught != ffn.layer:
-                self._teach(ffn, number)
-            seen = step(narrow, self._student[number], self._call(ffn, number))
+            seen = self._look(ffn, narrow, read, number)
             wanted = self._wanted[number].to(seen.residual.device)
             _add(found, batch, ffn.stack.side, seen.activations, wanted - seen.residual, self._weigh(wanted))
             if not fired:
@@ -115,10 +113,20 @@ class SideBySide:
                 self._student[number] = finish(ffn, self._student[number], halt.activations(number, kept))
         self._apart = self._apart or self._taught == ffn.layer
 
-    def _teach(self, ffn: FFN, number: int) -> None:
+    def _look(self, ffn: FFN, narrow: FFN, read: Sequence[int], number: int) -> Step:
+        """The pruned network in the narrow block; below the first cut it is the dense one still, which passes anyway."""
+        if not self._apart:
+            seen = self._teach(ffn, number)
+            return replace(seen, activations=seen.activations[..., list(read)])
+        if self._taught != ffn.layer:
+            self._teach(ffn, number)
+        return step(narrow, self._student[number], self._call(ffn, number))
+
+    def _teach(self, ffn: FFN, number: int) -> Step:
         """Takes the dense network through the block, which is still whole."""
         seen = step(ffn, self._teacher[number], self._dense.calls[ffn.layer][number])
         self._teacher[number], self._wanted[number] = seen.hidden, _precise(seen.written) + seen.residual
+        return seen
 
     def _call(self, ffn: FFN, number: int) -> Call:
         return self._pruned.calls[ffn.layer][number]
