@@ -114,7 +114,7 @@ class SideBySide:
         self._apart = self._apart or self._taught == ffn.layer
 
     def _look(self, ffn: FFN, narrow: FFN, read: Sequence[int], number: int) -> Step:
-        """The pruned network in the narrow block; below the first cut it is the dense one still, which passes anyway."""
+        """The pruned network in the narrow block. Below the first cut it is the dense one, which passes anyway."""
         if not self._apart:
             seen = self._teach(ffn, number)
             return replace(seen, activations=seen.activations[..., list(read)])
