@@ -22,10 +22,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from skillprune.answers import Classifier
+from skillprune.benchmark import Latency, Ratio, measure_latency
 from skillprune.checkpoint import load_source, save_pruned
 from skillprune.evaluation import accuracy
 from skillprune.families import find_ffns
 from skillprune.pipeline import Run, detection, planner
+from skillprune.pipeline import latency_table as latency_tables
 from skillprune.pipeline.blockwise import chosen_again
 from skillprune.pipeline.candidates import Candidates
 from skillprune.pipeline.latency_table import latency_table
@@ -99,6 +101,20 @@ def test_a_latency_table_is_measured_once_per_machine_and_settings(
     made.clear()
     tabulated(made, threads=2)
     assert len(made) == 7 and len(list(tmp_path.rglob("*.json"))) == 2
+
+
+def test_a_table_of_a_busy_machine_is_used_but_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def restless(*arguments: Any, **options: Any) -> Latency:
+        found = measure_latency(*arguments, **options)
+        off = tuple(replace(control, ratio=Ratio(1.2, 1.1, 1.3)) for control in found.controls)
+        return replace(found, controls=off)
+
+    monkeypatch.setenv("SKILLPRUNE_CACHE", str(tmp_path))
+    monkeypatch.setattr(latency_tables, "measure_latency", restless)
+    assert tabulated([]).widths["encoder"][-1] == 1.0
+    assert list(tmp_path.rglob("*.json")) == [] and "this machine is busy" in caplog.text
 
 
 # Trials of candidates
@@ -189,23 +205,24 @@ def test_sensitivity_is_the_rise_of_the_loss_when_a_layer_keeps_its_best() -> No
 # Choosing again in every block
 
 
-def test_neurons_chosen_block_by_block_are_those_a_slow_loop_chooses() -> None:
+@pytest.mark.parametrize("repair", [{}, {"ridge": 0.5}, {"attention": False}], ids=str)
+def test_neurons_chosen_block_by_block_are_those_a_slow_loop_chooses(repair: dict[str, Any]) -> None:
     dense = TINY["bert"]().double()
     data = ScoringData(*[tiny_batches(lengths=LENGTHS, labels=LABELS)] * 2)
     (plain,) = score(dense, data, "skill")
     metric = tuple(np.eye(16) + 0.1 * np.ones((16, 16)) for _ in range(3))
     scores = replace(plain, details={**plain.details, "metric": {"encoder": metric}})
     plan = replace(plan_of(*[range(10)] * 3))
-    keep = chosen_again(deepcopy(dense), plan, scores, data.calibration, RepairSpec(), silent)
+    keep = chosen_again(deepcopy(dense), plan, scores, data.calibration, RepairSpec(**repair), silent)
     for layer in range(3):
         # The layers below as they were chosen and repaired with the same plan; this one is still whole.
         below = {"encoder": (*keep["encoder"][:layer], *[tuple(range(NEURONS))] * (3 - layer))}
         student = deepcopy(dense)
-        prune_and_repair_(student, replace(plan, keep=below), data.calibration)
+        prune_and_repair_(student, replace(plan, keep=below), data.calibration, **repair)
         # Its attention is refitted before its neurons are looked at; that does not depend on which of them go.
         beyond = {"encoder": (*keep["encoder"][: layer + 1], *[tuple(range(NEURONS))] * (2 - layer))}
         refitted = deepcopy(dense)
-        prune_and_repair_(refitted, replace(plan, keep=beyond), data.calibration)
+        prune_and_repair_(refitted, replace(plan, keep=beyond), data.calibration, **repair)
         outputs = [model.bert.encoder.layer[layer].attention.output.dense for model in (student, refitted)]
         outputs[0].load_state_dict(outputs[1].state_dict())
         fit = [example for example in lone_examples(data.calibration) if example.index % 10 != 9]
@@ -288,6 +305,23 @@ def test_layers_get_what_they_need(tmp_path: Path, allocation: str) -> None:
     assert len(set(widths)) > 1
 
 
+def test_sensitivity_is_measured_on_the_first_examples_of_the_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    real = planner.measured_curves
+
+    def spied(subject: Any, scores: Any, batches: Sequence[Any], *others: Any) -> Any:
+        read.extend(index for batch in batches for index in batch.indices.tolist())
+        return real(subject, scores, batches, *others)
+
+    monkeypatch.setattr(planner, "measured_curves", spied)
+    monkeypatch.setattr(planner, "SENSITIVITY_EXAMPLES", 5)
+    recipe = prepared(tmp_path, keep_ratio=0.4, allocation="sensitivity")
+    assert invoke("plan", recipe, "--output", tmp_path / "out").code == 0
+    assert sorted(read) == list(range(5))  # batches come longest first, the sample in random order
+
+
 def test_a_blockwise_plan_has_the_widths_of_the_other_and_other_neurons(tmp_path: Path) -> None:
     once, again = prepared(tmp_path, keep_ratio=0.3), None
     assert invoke("plan", once, "--output", tmp_path / "once").code == 0
@@ -328,10 +362,13 @@ def test_a_loose_floor_empties_the_model(tmp_path: Path) -> None:
     assert widths_in(tmp_path / "loose") == [0, 0, 0]
 
 
-def always_right(folder: Path) -> Path:
-    """A recipe whose dense model is right about every example and is lost without neurons."""
+def always_right(folder: Path, strength: float = 1.0) -> Path:
+    """A recipe whose dense model is right about every example and is lost without neurons; how loud they are."""
     recipe = prepared(folder, max_drop=0.0)
     model, tokenizer = make_model(seed=13), make_tokenizer()
+    with torch.no_grad():
+        for ffn in find_ffns(model):
+            ffn.down.weight.mul_(strength)
     model.save_pretrained(folder / "model")
     for split in ("train", "validation"):
         path = folder / "data" / f"{split}.csv"
@@ -342,12 +379,10 @@ def always_right(folder: Path) -> Path:
     return recipe
 
 
-def test_a_floor_that_every_candidate_breaks_leaves_the_model_whole_and_ends_with_1(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = always_right(tmp_path)
-    monkeypatch.setattr(planner, "prune_and_repair_", lambda model, *_, **__: model.classifier.weight.data.zero_())
-    done = invoke("plan", recipe, "--output", tmp_path / "out")
+def test_a_floor_that_every_candidate_breaks_leaves_the_model_whole_and_ends_with_1(tmp_path: Path) -> None:
+    recipe = always_right(tmp_path, strength=100.0)
+    careless = ("--set", "repair.method=zero", "--set", "scoring.criterion=random")
+    done = invoke("plan", recipe, "--output", tmp_path / "out", *careless)
     assert (done.code, widths_in(tmp_path / "out")) == (1, [WIDTH] * 3), done.text
     assert "not met: a drop of at most 0 was asked for" in done.text
 
@@ -398,6 +433,14 @@ def make_masked_model(folder: Path) -> None:
     make_tokenizer().save_pretrained(folder / "model")
 
 
+def test_blockwise_and_a_repair_in_one_shot_exclude_each_other(tmp_path: Path) -> None:
+    set_up(tmp_path)
+    plan = {"keep_ratio": 0.5, "selection": "blockwise"}
+    recipe = write_recipe(tmp_path, scoring=SKILL, plan=plan, repair={"sequential": False})
+    refused = invoke("plan", recipe, "--output", tmp_path / "out")
+    assert refused.code == 2 and "plan.selection" in refused.text and "repair.sequential" in refused.text
+
+
 def test_blockwise_and_a_floor_exclude_each_other(tmp_path: Path) -> None:
     recipe = prepared(tmp_path, max_drop=0.1, selection="blockwise")
     refused = invoke("plan", recipe, "--output", tmp_path / "out")
@@ -434,3 +477,16 @@ def test_a_model_with_an_emptied_layer_can_be_pruned_again(tmp_path: Path, alloc
     assert done.code == 0, done.text
     widths = widths_in(tmp_path / "out")
     assert widths[1] == 0 and 0 < sum(widths) < 2 * WIDTH
+
+
+def test_a_run_of_a_model_with_an_emptied_layer_reports_it(tmp_path: Path) -> None:
+    recipe = prepared(tmp_path, keep_ratio=0.4)
+    model = make_model()
+    remove_neurons_(find_ffns(model)[1], ())
+    save_pruned(model, make_tokenizer(), tmp_path / "model", dtype=torch.float32)
+    done = invoke("score", recipe, "--output", tmp_path / "out")
+    assert done.code == 0 and "encoder  1       0 neurons\n" in done.out, done.text
+    done = invoke("run", recipe, "--output", tmp_path / "out", "--json")
+    assert done.code == 0, done.text
+    below, emptied, above = json.loads(done.out)["scoring"]["best_per_layer"]["skill"]["encoder"]
+    assert below > 0 and emptied is None and above > 0

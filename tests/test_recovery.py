@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import math
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from naive import lone_examples
 from safetensors import safe_open
 from tiny import TINY_ALL, batches_for, tiny_batches, tiny_bert, tiny_bert_masked_lm
 from torch import Tensor
+from torch.optim import AdamW
 from transformers import PreTrainedModel
 
 from skillprune.answers import Answers, ClassAnswers, Classifier, TaskModel, TokenAnswers, Verbalizer, Writer
@@ -25,7 +27,8 @@ from skillprune.data import NO_TARGET, Batch
 from skillprune.errors import DataError, PlanMismatch, ResourceFailure
 from skillprune.families import find_ffns
 from skillprune.progress import Progress, silent
-from skillprune.recovery import Epoch, Labels, Recovery, RecoverySettings, recover_, train_
+from skillprune.recovery import Epoch, Labels, Recovery, RecoverySettings, recover_, train_, training
+from skillprune.recovery import state as recovery_state
 from skillprune.recovery.objective import Distance, answer_loss, hidden_loss
 from skillprune.recovery.training import pace
 from skillprune.surgery import record_widths_, remove_neurons_
@@ -352,6 +355,24 @@ def test_the_step_size_rises_and_falls_to_almost_nothing() -> None:
     assert pace(0, 1) == 1.0
 
 
+def test_every_step_has_its_size_and_no_gradient_is_larger_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates, norms = [], []
+
+    class Watched(AdamW):
+        def step(self, closure: Any = None) -> Any:
+            (group,) = self.param_groups
+            rates.append(group["lr"])
+            gradients = [parameter.grad for parameter in group["params"] if parameter.grad is not None]
+            norms.append(float(torch.stack([gradient.norm() for gradient in gradients]).norm()))
+            return super().step(closure)
+
+    monkeypatch.setattr(training, "AdamW", Watched)
+    recovered(replace(SETTINGS, hidden_weight=1000.0))
+    total = EPOCHS * len(TRAIN)
+    assert rates == pytest.approx([SETTINGS.learning_rate * pace(step, total) for step in range(total)])
+    assert norms == pytest.approx([1.0] * total, rel=1e-3)
+
+
 # ---- going on
 
 
@@ -409,7 +430,22 @@ def test_what_another_recovery_left_is_not_gone_on_from(tmp_path: Path, other: s
     assert found == expected and differing(mine, others) == set()
 
 
-def test_a_full_disk_is_named_and_the_older_file_stays(tmp_path: Path) -> None:
+def test_a_full_disk_is_named_and_the_older_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = interrupted(tmp_path / "state.safetensors")
+    older = checkpoint.read_bytes()
+
+    def half_a_file(tensors: Any, path: Path, metadata: Any) -> None:
+        Path(path).write_bytes(older[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(recovery_state, "save_file", half_a_file)
+    with pytest.raises(ResourceFailure, match=r"state.safetensors could not be written: .*No space left"):
+        recovered(checkpoint=checkpoint)
+    assert checkpoint.read_bytes() == older
+    assert list(tmp_path.iterdir()) == [checkpoint]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ResourceFailure, match="could not be written"):
         recovered(checkpoint=tmp_path / "file" / "state.safetensors")

@@ -375,6 +375,16 @@ def test_hidden_states_that_go_to_disk_change_nothing(family: str, monkeypatch: 
 
 
 @families
+def test_half_precision_loses_no_more_on_disk_than_in_memory(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches, plan = batches_for(family, lengths=LENGTHS), plan_for(family, *KEEP)
+    in_memory, on_disk = (model_of(family).to(torch.bfloat16) for _ in range(2))
+    expected = prune_and_repair_(in_memory, plan, batches)
+    monkeypatch.setattr(states, "MEMORY_SHARE", 0.0)
+    assert prune_and_repair_(on_disk, plan, batches) == expected
+    assert_close(on_disk, in_memory, rtol=0)
+
+
+@families
 def test_choosing_in_every_block_sees_the_network_pruned_so_far(family: str) -> None:
     batches, plan = batches_for(family, lengths=LENGTHS), plan_for(family, *KEEP)
     expected, model = model_of(family), model_of(family)
@@ -602,6 +612,15 @@ def test_with_few_tokens_the_strongest_ridge_is_taken_and_told(caplog: pytest.Lo
     assert caplog.text.count(f"{sum(LENGTHS[:9])} calibration tokens are few to fit 30 columns: a strong ridge") == 1
     prune_and_repair_(told, plan_of(*[range(30)] * LAYERS), batches, ridge=1.0)
     torch.testing.assert_close(few.state_dict(), told.state_dict(), rtol=1e-9, atol=1e-12)
+
+
+def test_few_tokens_for_attention_are_told_too(caplog: pytest.LogCaptureFixture) -> None:
+    batches, plan = tiny_batches(lengths=LENGTHS[:9]), plan_of(*[range(2)] * LAYERS)
+    with caplog.at_level(logging.WARNING, logger="skillprune"):
+        prune_and_repair_(model_of("bert"), plan, batches, attention=False)
+        assert caplog.text == ""
+        prune_and_repair_(model_of("bert"), plan, batches)
+    assert caplog.text.count("calibration tokens are few to fit 16 columns") == 1
 
 
 def test_a_layer_without_neurons_becomes_the_mean_of_what_it_should_write() -> None:

@@ -134,7 +134,7 @@ def build(**sections: dict[str, Any]) -> Report:
     """The example report with some keys of some sections replaced."""
     value = example()
     for name, changes in sections.items():
-        value[name] = {**value[name], **changes}
+        value[name] = {**value.get(name, {}), **changes}
     return Report.model_validate(value)
 
 
@@ -461,6 +461,13 @@ def test_nothing_demanded_and_slower_is_said_plainly() -> None:
         "no difference that the measurement can tell."
     ) in text
     assert "did not get faster" not in render_markdown(build())
+
+
+@pytest.mark.parametrize(("asked", "more"), [(None, False), (1.2, True), (1.5, True), (1.6, False), (2.0, False)])
+def test_more_speed_than_was_asked_for_is_said(asked: float | None, more: bool) -> None:
+    # The example's smallest speed-up is 1.62, more than 5 % above 1.54.
+    report = build(plan={"budget": "speedup", "speedup": asked, "unmet": None, "latency": []})
+    assert ("a plan for less may lose less" in render_markdown(report)) is more
 
 
 @pytest.mark.parametrize(("max_drop", "small"), [(None, True), (0.01, True), (0.027, False), (0.05, False)])

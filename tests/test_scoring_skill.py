@@ -39,6 +39,14 @@ SEED = 7
 Problem = tuple[Tensor, Tensor, Tensor]
 
 
+def test_fewer_tokens_than_neurons_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    few, enough = tiny_batches(lengths=(5, 9), labels=(0, 1)), tiny_batches(lengths=(11,) * 6, labels=(0, 1) * 3)
+    score(tiny_bert(), ScoringData(enough, enough), "skill")
+    assert "rests on a ridge" not in caplog.text
+    score(tiny_bert(), ScoringData(few, few), "skill")
+    assert caplog.text.count("14 calibration tokens are fewer than a layer's 32 neurons") == 1
+
+
 def problem(neurons: int, hidden: int, seed: int, *, tokens: int = 0) -> Problem:
     """A Gram matrix, weights and a metric; with few tokens the Gram matrix is singular."""
     generator = torch.Generator().manual_seed(seed)

@@ -44,7 +44,7 @@ EXPORTED = "text-classification"
 """The kind of task whose models can be pruned, exported and timed."""
 
 SENSITIVITY_EXAMPLES = 256
-"""Calibration examples, at least, that the allocation `sensitivity` measures losses on."""
+"""Calibration examples that the allocation `sensitivity` measures losses on: the first of the random sample."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,13 +71,17 @@ class Planner:
         """Refuses what cannot be planned, without running anything.
 
         Raises:
-            RecipeError: a budget needs an exported or repaired model, which this kind of task has not; or a plan needs
-                details that scores of several soft prompts do not have.
+            RecipeError: a budget needs an exported or repaired model, which this kind of task has not; a plan needs
+                details that scores of several soft prompts do not have; or blocks are to be chosen one after the other
+                and repaired all at once.
         """
         spec, kind, prompt = self.recipe.plan, self.recipe.task.type, self.recipe.scoring.prompt
         for field, asked in (("speedup", spec.speedup), ("max_drop", spec.max_drop)):
             if asked is not None and kind != EXPORTED:
                 raise RecipeError([Problem(f"plan.{field}", str(asked), f"needs a task of type {EXPORTED}")])
+        if spec.selection == "blockwise" and not self.recipe.repair.sequential:
+            wanted = "blockwise chooses on the network repaired so far; set repair.sequential to true"
+            raise RecipeError([Problem("plan.selection", spec.selection, wanted)])
         needy = "global" if spec.allocation == "global" and self.recipe.scoring.criterion == "skill" else None
         needy = "blockwise" if spec.selection == "blockwise" else needy
         if needy and prompt is not None and prompt.trials > 1:
@@ -115,6 +119,7 @@ class Planner:
             round_to=spec.round_to,
             keep_layers=spec.keep_layers,
         )
+        plan = replace(plan, budget={**plan.budget, "allocation": spec.allocation, "selection": spec.selection})
         if spec.selection == "blockwise":
             calibration, repair = self.detection.data.calibration, self.recipe.repair
             return replace(plan, keep=chosen_again(self.dense(), plan, scores, calibration, repair, self.progress))
@@ -168,11 +173,8 @@ class Planner:
             return None
         if self.recipe.plan.allocation == "global":
             return curves_of(scores)
-        batches, seen = [], 0
-        for batch in self.detection.data.calibration:
-            if seen < SENSITIVITY_EXAMPLES:
-                batches.append(batch)
-                seen += len(batch)
+        wanted = ((batch, batch.indices < SENSITIVITY_EXAMPLES) for batch in self.detection.data.calibration)
+        batches = [batch.select(chosen) for batch, chosen in wanted if bool(chosen.any())]
         return measured_curves(self.detection.subject, scores, batches, self.progress)
 
     def _latency_table(self) -> LatencyTable:

@@ -120,6 +120,7 @@ def _task(run: Run) -> paper.TaskFacts:
 def _planned(run: Run) -> paper.Planned:
     return paper.Planned(
         budget=", ".join(f"{name}: {value}" for name, value in run.plan.budget.items()),
+        speedup=run.plan.budget.get("speedup"),
         unmet=run.plan.unmet,
         latency=tuple(paper.ExpectedTime.model_validate(asdict(timing)) for timing in run.plan.latency),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from skillprune.activations import evaluating
 from skillprune.data import Batch
 from skillprune.errors import DataError
-from skillprune.families import FFN, by_stack, find_ffns
+from skillprune.families import FFN, Side, by_stack, find_ffns
 from skillprune.planning import PruningPlan, Widths
 from skillprune.progress import Progress, silent
 from skillprune.repair.carry import trace
@@ -90,7 +90,7 @@ def prune_and_repair_(
     repair = _method(method)
     _refuse_unusable(ffns, batches)
     if repair.fits and ridge is None:
-        _warn_of_few_tokens(ffns, plan, batches)
+        _warn_of_few_tokens(_fits(ffns, plan, attention), batches)
     errors: list[LayerError] = []
 
     def prune_layer(walk: Walk, ffn: FFN) -> Sequence[int]:
@@ -227,11 +227,20 @@ def _method(name: str) -> Method:
     return METHODS[name]
 
 
-def _warn_of_few_tokens(ffns: Sequence[FFN], plan: PruningPlan, batches: Sequence[Batch]) -> None:
-    for ffn in ffns:
-        columns = len(plan.keep[ffn.stack.name][ffn.layer])
-        tokens = sum(int(batch.mask_of(ffn.stack.side)[~held_out(batch)].sum()) for batch in batches)
-        if columns < ffn.width and are_few(tokens, columns):
+def _fits(ffns: Sequence[FFN], plan: PruningPlan, attention: bool) -> Iterator[tuple[Side, int]]:
+    """Which tokens every fit will read, and how many columns it has."""
+    for stack, layers in by_stack(ffns).items():
+        cut = [ffn for ffn in layers if len(plan.keep[stack][ffn.layer]) < ffn.width]
+        for ffn in cut:
+            yield ffn.stack.side, len(plan.keep[stack][ffn.layer])
+            if attention and ffn is not cut[0]:
+                yield ffn.stack.side, ffn.attention.in_features
+
+
+def _warn_of_few_tokens(fits: Iterable[tuple[Side, int]], batches: Sequence[Batch]) -> None:
+    for side, columns in fits:
+        tokens = sum(int(batch.mask_of(side)[~held_out(batch)].sum()) for batch in batches)
+        if are_few(tokens, columns):
             logger.warning(
                 "%d calibration tokens are few to fit %d columns: a strong ridge will keep weights near their old "
                 "values; give more examples",

@@ -32,11 +32,11 @@ class States:
         self._kept.append(kept)
         self._devices.append(tensor.device)
 
-    def copy(self) -> States:
-        """The same values, to be replaced independently."""
+    def copy(self, dtype: torch.dtype | None = None) -> States:
+        """The same values, perhaps in another dtype, to be replaced independently."""
         twin = States(None if self._files is None else DiskArrays())
         for tensor in self:
-            twin.append(tensor)
+            twin.append(tensor.to(dtype or tensor.dtype))
         return twin
 
     def __len__(self) -> int:
@@ -51,10 +51,12 @@ class States:
         return kept.to(self._devices[number], copy=self._files is not None)
 
     def __setitem__(self, number: int, tensor: Tensor) -> None:
+        assert tensor.dtype == self._kept[number].dtype  # a file would round silently
         if self._files is None:
             self._kept[number] = tensor
         else:
-            self._kept[number].copy_(tensor)
+            with torch.inference_mode():  # where what came out of a traced model was put into its file
+                self._kept[number].copy_(tensor)
 
 
 def room_for(first: Tensor, batches: Sequence[Batch], side: Side) -> States:

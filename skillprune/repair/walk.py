@@ -57,12 +57,16 @@ class _Halt:
 
 
 class SideBySide:
-    """Carries the dense and the pruned network: targets lead the pruned one back to the dense one's residual stream."""
+    """Carries the dense and the pruned network: targets lead the pruned one back to the dense one's residual stream.
+
+    Goes on with the traces' own hidden states, which are of no use to others afterwards.
+    """
 
     def __init__(self, dense: Trace, pruned: Trace, batches: Sequence[Batch], weigh: Weigh, progress: Progress) -> None:
         self._dense, self._pruned, self._batches, self._weigh, self._progress = dense, pruned, batches, weigh, progress
-        self._teacher, self._student = dense.hidden.copy(), pruned.hidden.copy()
-        self._wanted = dense.hidden.copy()  # of the block it was last filled for: the dense stream after the FFN
+        self._teacher, self._student = dense.hidden, pruned.hidden if pruned is not dense else dense.hidden.copy()
+        # The dense stream after the FFN of the block it was last filled for, in float32 at least.
+        self._wanted = dense.hidden.copy(_precise(dense.hidden[0]).dtype)
         self._taught = -1
         self._halt: _Halt | None = None
         self._apart = pruned is not dense
@@ -133,11 +137,14 @@ class SideBySide:
 
 
 class Dense:
-    """Carries the dense network alone: every layer is to write what it wrote, given what it saw."""
+    """Carries the dense network alone: every layer is to write what it wrote, given what it saw.
+
+    Goes on with the trace's own hidden states, which are of no use to others afterwards.
+    """
 
     def __init__(self, dense: Trace, batches: Sequence[Batch], weigh: Weigh, progress: Progress) -> None:
         self._dense, self._batches, self._weigh, self._progress = dense, batches, weigh, progress
-        self._hidden = dense.hidden.copy()
+        self._hidden = dense.hidden
         self._taught = -1
 
     def attention(self, ffn: FFN) -> None:
@@ -172,7 +179,10 @@ def alike(stream: Tensor) -> Tensor:
 
 
 def inverse_variance(stream: Tensor) -> Tensor:
-    """An error counts as what the next normalisation makes of it: it divides by the stream's standard deviation."""
+    """An error counts as what a layer norm makes of it, which divides by the stream's standard deviation.
+
+    In pre-norm blocks and with a root mean square instead, this is the scale of what the next norm will see.
+    """
     stream = _precise(stream)
     deviations = stream - stream.mean(dim=-1, keepdim=True)
     return 1 / deviations.square().mean(dim=-1).clamp(min=_LEAST_VARIANCE)  # ten times as fast as `var` on a CPU

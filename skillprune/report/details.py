@@ -105,6 +105,7 @@ def skills(report: Report) -> str:
         [wording.plain(stack), str(layer), f"{best:.3f}"]
         for stack, layers in report.scoring.best_per_layer.get("predictivity", {}).items()
         for layer, best in enumerate(layers)
+        if best is not None
     ]
     if not rows:
         return "Not measured; `scoring: {also: [predictivity]}` finds the skill neurons."

@@ -8,6 +8,9 @@ from skillprune.report import wording
 from skillprune.report.schema import Report
 from skillprune.report.sections import Artifact, Demand, LatencyRow, StackWidths
 
+ACCEPTED_EXCESS = 1.05
+"""How many times the speed-up that was asked for may be measured without a word."""
+
 READABLE_WIDTH = 0.02
 """Widest interval of the difference, as a fraction, that still tells something when no drop was demanded."""
 
@@ -87,6 +90,7 @@ def cautions(report: Report) -> Iterator[str]:
         yield "No speed was measured for the chosen variant."
     if sentence := not_faster(report):
         yield sentence
+    yield from _faster_than_asked(report)
     yield from _too_small(report)
     yield from _restless(report)
     yield from _wrong_provider(report)
@@ -143,6 +147,16 @@ def _slowness(row: LatencyRow) -> str:
         return "not compared"
     slower = row.speedup_high is not None and row.speedup_high < 1.0
     return f"{speed_with_interval(row)}, {'slower' if slower else 'no difference that the measurement can tell'}"
+
+
+def _faster_than_asked(report: Report) -> Iterator[str]:
+    asked = None if report.plan is None else report.plan.speedup
+    slowest = min((row.speedup for row in headline_rows(report) if row.speedup is not None), default=None)
+    if asked is not None and slowest is not None and slowest > ACCEPTED_EXCESS * asked:
+        yield (
+            f"{wording.ratio(asked)} was asked for and {wording.ratio(slowest)} is the least that was measured: a plan "
+            "for less may lose less."
+        )
 
 
 def _too_small(report: Report) -> Iterator[str]:

@@ -105,9 +105,9 @@ class Scoring(Section):
     criterion: str = Field(description="Name of the importance criterion that decided.")
     examples: Count = Field(description="Calibration examples that the scores were computed from.")
     seconds: NonNegative = Field(description="Wall time of scoring in seconds.")
-    best_per_layer: dict[str, dict[str, tuple[float, ...]]] = Field(
+    best_per_layer: dict[str, dict[str, tuple[float | None, ...]]] = Field(
         default_factory=dict,
-        description="Highest score of every layer, by criterion and stack. Additional, optional.",
+        description="Highest score of every layer, null where it has no neurons; by criterion and stack. Optional.",
     )
 
 
@@ -132,7 +132,8 @@ class ExpectedTime(Section):
 class Planned(Section):
     """What was asked of the plan, and what it expected."""
 
-    budget: str = Field(description="The budget in the words of the recipe.")
+    budget: str = Field(description="The budget and how neurons were shared out and chosen, in the recipe's words.")
+    speedup: Positive | None = Field(default=None, description="The speed-up that was asked for, if one was.")
     unmet: str | None = Field(description="Why the plan is not what was asked for, though the best there is, or null.")
     latency: tuple[ExpectedTime, ...] = Field(description="Expected times, where the budget is a speed-up.")
 

@@ -61,7 +61,7 @@ def eliminate(gram: Tensor, weight: Tensor, metric: Tensor, *, ridge: float = 0.
         chosen = by_index[torch.argsort(single[by_index], stable=True)[: _step(len(left))]]
         stays = torch.ones(len(left), dtype=torch.bool, device=device)
         stays[chosen] = False
-        update = torch.linalg.solve(inverse[chosen][:, chosen], torch.cat([values, inverse], dim=1)[chosen])
+        update = torch.linalg.solve(inverse[chosen][:, chosen], torch.cat([values[chosen], inverse[chosen]], dim=1))
         moved, downdate = update[:, : values.shape[1]], update[:, values.shape[1] :]
         total = 0.5 * (values[chosen] * moved).sum()
         order.append(left[chosen])

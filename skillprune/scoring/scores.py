@@ -72,9 +72,12 @@ class NeuronScores:
         """Neurons per stack and layer."""
         return {stack: tuple(map(len, layers)) for stack, layers in self.values.items()}
 
-    def best_per_layer(self) -> dict[str, tuple[float, ...]]:
-        """The highest score of every layer."""
-        return {stack: tuple(float(vector.max()) for vector in layers) for stack, layers in self.values.items()}
+    def best_per_layer(self) -> dict[str, tuple[float | None, ...]]:
+        """The highest score of every layer; none where a layer has no neurons left."""
+        return {
+            stack: tuple(float(vector.max()) if len(vector) else None for vector in layers)
+            for stack, layers in self.values.items()
+        }
 
     def top(self, share: float) -> dict[str, tuple[NDArray[np.int64], ...]]:
         """The best ``int(share * width)`` neurons of every layer, sorted by index; ties go to the lower index.
@@ -89,7 +92,7 @@ class NeuronScores:
     def compare(self, other: NeuronScores) -> dict[str, tuple[float, ...]]:
         """Spearman rank correlation with other scores of the same model, per stack and layer.
 
-        Not a number where one of the two gives every neuron of a layer the same score.
+        Not a number where one of the two gives every neuron of a layer the same score, or the layer has none.
 
         Raises:
             PlanMismatch: the two describe different widths.
@@ -122,9 +125,7 @@ class NeuronScores:
         lines = [f"{self.criterion} of {self.provenance.examples} examples (seed {self.provenance.seed})"]
         for stack, layers in self.values.items():
             for layer, vector in enumerate(layers):
-                low, middle, high = np.quantile(vector, [0, 0.5, 1])
-                span = f"lowest {low:.4g}  median {middle:.4g}  highest {high:.4g}"
-                lines.append(f"  {stack} {layer:>2}  {len(vector):>6} neurons  {span}")
+                lines.append(f"  {stack} {layer:>2}  {len(vector):>6} neurons{_span(vector)}")
         return "\n".join(lines)
 
 
@@ -133,8 +134,15 @@ def ranking(vector: Vector) -> NDArray[np.int64]:
     return np.argsort(-vector, kind="stable").astype(np.int64)
 
 
+def _span(vector: Vector) -> str:
+    if not len(vector):
+        return ""
+    low, middle, high = np.quantile(vector, [0, 0.5, 1])
+    return f"  lowest {low:.4g}  median {middle:.4g}  highest {high:.4g}"
+
+
 def _rank_correlation(first: Vector, second: Vector) -> float:
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
+    if not len(first) or np.ptp(first) == 0 or np.ptp(second) == 0:
         return float("nan")
     return float(spearmanr(first, second).statistic)
 

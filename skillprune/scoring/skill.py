@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,8 @@ from skillprune.errors import DataError
 from skillprune.families import FFN
 from skillprune.scoring.criterion import Criterion, LayerScores, Read, Split, State, vector, zeros
 from skillprune.scoring.elimination import eliminate
+
+logger = logging.getLogger(__name__)
 
 GRADED_EXAMPLES = 512
 """Examples whose gradients make the output metric; a ``hidden x hidden`` mean over their tokens needs no more."""
@@ -33,6 +37,7 @@ class Skill(Criterion):
     """
 
     name = "skill"
+    _told = False
     _gram = Read("calibration")
     _metric = Read("calibration", "sampled", GRADED_EXAMPLES)
     reads = (_gram, _metric)
@@ -77,6 +82,13 @@ class Skill(Criterion):
         if not all(bool(value.isfinite().all()) for value in state.values()):
             raise DataError(f"skill: products of the activations of {ffn.stack.name} layer {ffn.layer} are not finite")
         tokens = state["tokens"].clamp(min=1)
+        if tokens < ffn.width and not self._told:
+            self._told = True
+            logger.warning(
+                "skill: %d calibration tokens are fewer than a layer's %d neurons, whose order then rests on a ridge; "
+                "give more examples",
+                *(int(tokens), ffn.width),
+            )
         gram = torch.triu(state["gram"]) / tokens
         gram = gram + torch.triu(gram, diagonal=1).T
         if ffn.down.bias is not None:  # the bias takes over the mean, so only deviations cost anything
