@@ -1,8 +1,8 @@
 """Times the widths that `peers.py` found in ONNX Runtime, whoever chose them.
 
-Time does not depend on which neurons stay, so every distinct list of widths is exported once, always by skillprune's
-exporter. They are timed in groups, each beside the dense model in the same interleaved rounds; rows of
-`results/peers-minilm.json` are joined to these by their widths.
+Time does not depend on which neurons stay, nor on how many classes the head tells apart, so every distinct list of
+widths is exported once, always by skillprune's exporter. They are timed in groups, each beside the dense model in the
+same interleaved rounds; rows of `results/peers-minilm.json` are joined to these by their widths.
 """
 
 from __future__ import annotations

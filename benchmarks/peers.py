@@ -14,9 +14,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from findings import SHARED, spec
+from findings import spec
 from peer_jobs import WORK, Peer, has_outcome, predictions, read_outcome, run_peer, write_split
 from provenance import over_seeds, write_result
+from quality import CHECKPOINTS
 
 from skillprune import KeepRatio, load_source, load_splits, make_batches, plan_pruning, prune_and_repair_, resolve_task
 from skillprune.answers import Classifier, label_names
@@ -26,7 +27,7 @@ from skillprune.planning import PruningPlan, predict_plan
 from skillprune.recipe import ModelSpec
 from skillprune.scoring import NeuronScores, Provenance, ScoringData, score_neurons, settings_for
 
-TASKS = ("sst2", "trec")
+TASKS = ("sst2", "trec", "clinc150")
 KEPT = (0.25, 0.1, 0.02)
 EXAMPLES = 2048
 ITERATIONS = 4
@@ -107,7 +108,7 @@ def parse() -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["sst2", "trec"])
     parser.add_argument("--keep", type=float, nargs="+", default=list(KEPT))
     parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=list(PEERS))
     parser.add_argument("--arms", nargs="+", help="only arms whose names start like one of these")
@@ -126,7 +127,7 @@ def chosen(peer: Peer, starts: Sequence[str] | None) -> Peer:
 
 def draw(task: str, seed: int, examples: int, test_examples: int | None) -> Sample:
     """Draws the calibration sample and writes it where the peers find it."""
-    checkpoint = ModelSpec(name=str(SHARED / "models" / f"minilm-{task}"))
+    checkpoint = ModelSpec(name=str(CHECKPOINTS[task]))
     source = load_source(checkpoint)
     resolved = resolve_task(spec(task), label_names(source.model))
     splits = load_splits(resolved, examples=examples, seed=seed)

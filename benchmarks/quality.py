@@ -24,6 +24,7 @@ from skillprune import KeepRatio, load_source, load_splits, plan_pruning, prune_
 from skillprune.answers import Classifier, label_names
 from skillprune.evaluation import Predictions, accuracy, compare, predict_split, standard_error, torch_predictor
 from skillprune.pipeline.blockwise import chosen_again
+from skillprune.pipeline.sensitivity import measured_curves
 from skillprune.planning import PruningPlan, curves_of
 from skillprune.progress import silent
 from skillprune.recipe import ModelSpec, RepairSpec
@@ -100,7 +101,7 @@ def modes(kept: Sequence[float]) -> Iterable[Arm]:
     return (
         Arm("skill", "least_squares", keep, allocation, selection)
         for keep in kept
-        for allocation in ("uniform", "global")
+        for allocation in ("uniform", "global", "sensitivity")
         for selection in ("once", "blockwise")
     )
 
@@ -173,7 +174,11 @@ class Bench:
         """Which neurons stay."""
         source, _, _, data, _ = self._prepared
         (scores,) = load_scores(self._scores_of(arm.criterion))
-        curves = curves_of(scores) if arm.allocation == "global" else None
+        curves = None
+        if arm.allocation == "global":
+            curves = curves_of(scores)
+        elif arm.allocation == "sensitivity":
+            curves = measured_curves(Classifier(source.model), scores, data.calibration, silent)
         plan = plan_pruning(source.model, scores, KeepRatio(arm.keep_ratio), curves=curves)
         if arm.selection == "once":
             return plan

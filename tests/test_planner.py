@@ -26,7 +26,7 @@ from skillprune.benchmark import Latency, Ratio, measure_latency
 from skillprune.checkpoint import load_source, save_pruned
 from skillprune.evaluation import accuracy
 from skillprune.families import find_ffns
-from skillprune.pipeline import Run, detection, planner
+from skillprune.pipeline import Run, detection, planner, sensitivity
 from skillprune.pipeline import latency_table as latency_tables
 from skillprune.pipeline.blockwise import chosen_again
 from skillprune.pipeline.candidates import Candidates
@@ -202,6 +202,16 @@ def test_sensitivity_is_the_rise_of_the_loss_when_a_layer_keeps_its_best() -> No
     assert any(curves["encoder", layer][0] > 0 for layer in range(3))
 
 
+def test_sensitivity_is_measured_on_the_first_examples_of_the_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject, scores = Classifier(TINY["bert"]()), some_scores()
+    sample = tiny_batches(lengths=LENGTHS, labels=LABELS, batch_size=4)
+    few = tiny_batches(lengths=LENGTHS[:6], labels=LABELS[:6], batch_size=4)
+    monkeypatch.setattr(sensitivity, "EXAMPLES", 6)
+    found, expected = (measured_curves(subject, scores, batches, silent) for batches in (sample[::-1], few))
+    for site, curve in expected.items():
+        np.testing.assert_allclose(found[site], curve, rtol=1e-4, atol=1e-7)
+
+
 # Choosing again in every block
 
 
@@ -303,23 +313,6 @@ def test_layers_get_what_they_need(tmp_path: Path, allocation: str) -> None:
     widths = widths_in(tmp_path / "out")
     assert sum(widths) == pytest.approx(0.4 * 3 * WIDTH, abs=8)
     assert len(set(widths)) > 1
-
-
-def test_sensitivity_is_measured_on_the_first_examples_of_the_sample(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read: list[int] = []
-    real = planner.measured_curves
-
-    def spied(subject: Any, scores: Any, batches: Sequence[Any], *others: Any) -> Any:
-        read.extend(index for batch in batches for index in batch.indices.tolist())
-        return real(subject, scores, batches, *others)
-
-    monkeypatch.setattr(planner, "measured_curves", spied)
-    monkeypatch.setattr(planner, "SENSITIVITY_EXAMPLES", 5)
-    recipe = prepared(tmp_path, keep_ratio=0.4, allocation="sensitivity")
-    assert invoke("plan", recipe, "--output", tmp_path / "out").code == 0
-    assert sorted(read) == list(range(5))  # batches come longest first, the sample in random order
 
 
 def test_a_blockwise_plan_has_the_widths_of_the_other_and_other_neurons(tmp_path: Path) -> None:

@@ -43,9 +43,6 @@ from skillprune.scoring import NeuronScores
 EXPORTED = "text-classification"
 """The kind of task whose models can be pruned, exported and timed."""
 
-SENSITIVITY_EXAMPLES = 256
-"""Calibration examples that the allocation `sensitivity` measures losses on: the first of the random sample."""
-
 
 @dataclass(frozen=True, eq=False)
 class Planner:
@@ -173,9 +170,7 @@ class Planner:
             return None
         if self.recipe.plan.allocation == "global":
             return curves_of(scores)
-        wanted = ((batch, batch.indices < SENSITIVITY_EXAMPLES) for batch in self.detection.data.calibration)
-        batches = [batch.select(chosen) for batch, chosen in wanted if bool(chosen.any())]
-        return measured_curves(self.detection.subject, scores, batches, self.progress)
+        return measured_curves(self.detection.subject, scores, self.detection.data.calibration, self.progress)
 
     def _latency_table(self) -> LatencyTable:
         recipe, source = self.recipe, self.source

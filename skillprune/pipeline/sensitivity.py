@@ -16,6 +16,9 @@ from skillprune.progress import Progress
 from skillprune.scoring import NeuronScores, ranking
 from skillprune.surgery import silenced
 
+EXAMPLES = 256
+"""Calibration examples that losses are measured on: the first of the random sample, whatever batches they are in."""
+
 SHARES = (0.75, 0.5, 0.25, 0.125, 0.0)
 """Widths that are tried in every layer; between them the rise of the loss is interpolated."""
 
@@ -25,7 +28,7 @@ def measured_curves(subject: TaskModel, scores: NeuronScores, batches: Sequence[
 
     One layer at a time, without repair; a rise that noise makes fall at a smaller width counts as what it was before.
     """
-    ffns = find_ffns(subject.model)
+    ffns, batches = find_ffns(subject.model), _first(batches)
     steps = len(ffns) * len(SHARES)
     dense = _mean_loss(subject, batches)
     curves = {}
@@ -41,6 +44,11 @@ def measured_curves(subject: TaskModel, scores: NeuronScores, batches: Sequence[
         curves[ffn.site] = np.interp(np.arange(ffn.width + 1), widths[::-1], rises[::-1])
     progress("layer sensitivity", steps, steps)
     return curves
+
+
+def _first(batches: Sequence[Batch]) -> list[Batch]:
+    wanted = ((batch, batch.indices < EXAMPLES) for batch in batches)
+    return [batch.select(chosen) for batch, chosen in wanted if bool(chosen.any())]
 
 
 def _mean_loss(subject: TaskModel, batches: Sequence[Batch]) -> float:

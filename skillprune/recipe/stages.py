@@ -203,7 +203,7 @@ class RepairSpec(Spec):
     sequential: StrictBool = Field(
         default=True,
         description="Whether every layer is fitted on the network pruned so far, and so mends errors of those below; "
-        "without, on the dense network, in half the time.",
+        "without, on the dense network, in less time.",
     )
     attention: StrictBool = Field(
         default=True,

@@ -72,7 +72,7 @@ def prune_and_repair_(
         method: ``zero``, ``mean`` or ``least_squares``.
         ridge: strength of the pull towards the old weights, relative to the mean squared activation; None takes the
             one that misses least on held-out examples.
-        sequential: off, every layer is fitted to the dense network's own activations, which costs half as much and
+        sequential: off, every layer is fitted to the dense network's own activations, which costs less and
             leaves each layer's errors to the layers above.
         attention: whether least squares refits attention too; only in blocks that lose neurons, above one that did.
         progress: told about every batch of every layer.
