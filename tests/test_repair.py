@@ -615,7 +615,7 @@ def test_with_few_tokens_the_strongest_ridge_is_taken_and_told(caplog: pytest.Lo
 
 
 def test_few_tokens_for_attention_are_told_too(caplog: pytest.LogCaptureFixture) -> None:
-    batches, plan = tiny_batches(lengths=LENGTHS[:9]), plan_of(*[range(2)] * LAYERS)
+    batches, plan = tiny_batches(lengths=LENGTHS[:5]), plan_of(*[range(2)] * LAYERS)
     with caplog.at_level(logging.WARNING, logger="skillprune"):
         prune_and_repair_(model_of("bert"), plan, batches, attention=False)
         assert caplog.text == ""
