@@ -11,13 +11,13 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from findings import spec
 from peer_jobs import WORK, Peer, has_outcome, predictions, read_outcome, run_peer, write_split
 from provenance import over_seeds, write_result
 from quality import CHECKPOINTS
+from verdict import standing
 
 from skillprune import KeepRatio, load_source, load_splits, make_batches, plan_pruning, prune_and_repair_, resolve_task
 from skillprune.answers import Classifier, label_names
@@ -100,7 +100,7 @@ def main() -> None:
     result: dict[str, Any] = {"examples": arguments.examples, "rows": rows}
     result["summary"] = over_seeds(rows, ARM, "test_accuracy")
     if not arguments.peers_only:
-        result["verdict"] = verdict(rows)
+        result["verdict"] = standing(rows, ("peer", "arm"), "skillprune_minus_peer")
     write_result(arguments.name, seeds=arguments.seeds, result=result)
 
 
@@ -216,27 +216,6 @@ def against(peer: Predictions, ours: Predictions, seed: int) -> dict[str, float]
         "ci_high": found.high,
         "p_value": found.p_value,
     }
-
-
-def verdict(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """skillprune against every arm: mean over tasks, widths and seeds, and the worst case in standard errors."""
-    found = []
-    arms = dict.fromkeys((row["peer"], row["arm"]) for row in rows if "skillprune_minus_peer" in row)
-    for peer, arm in arms:
-        pairs = [row["skillprune_minus_peer"] for row in rows if (row["peer"], row["arm"]) == (peer, arm)]
-        # An error of zero means that both answered alike.
-        in_errors = [each["difference"] / each["standard_error"] if each["standard_error"] else 0.0 for each in pairs]
-        found.append(
-            {
-                "peer": peer,
-                "arm": arm,
-                "comparisons": len(pairs),
-                "mean_difference": fmean(each["difference"] for each in pairs),
-                "worst_in_standard_errors": min(in_errors),
-                "worse_by_more_than_one": sum(each < -1 for each in in_errors),
-            }
-        )
-    return found
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from findings import SHARED, batches, spec
 from provenance import HERE, over_seeds, write_result
+from verdict import standing
 
 from skillprune import KeepRatio, load_source, load_splits, plan_pruning, prune_and_repair_, resolve_task
 from skillprune.answers import Classifier, label_names
@@ -82,8 +83,12 @@ def main() -> None:
                 bench.run(arm)
     rows = [row for task in CHECKPOINTS for row in finished(task)]
     arm_keys = ("task", *Arm._fields)
-    seeds = sorted({row["seed"] for row in rows})
-    write_result("quality-minilm", seeds=seeds, result={"rows": rows, "summary": over_seeds(rows, arm_keys, "test")})
+    result = {
+        "rows": rows,
+        "summary": over_seeds(rows, arm_keys, "test"),
+        "verdict": standing(rows, Arm._fields[:2] + Arm._fields[3:], "default_minus_arm"),
+    }
+    write_result("quality-minilm", seeds=sorted({row["seed"] for row in rows}), result=result)
 
 
 def crossed(arguments: argparse.Namespace) -> Iterable[Arm]:
@@ -193,7 +198,7 @@ def finished(task: str) -> list[dict[str, Any]]:
         done = {path.stem: np.load(path) for path in sorted(folder.glob("*.npz")) if ".draft" not in path.name}
         answers = {name: Predictions(each["labels"], each["predicted"]) for name, each in done.items()}
         for name, given in answers.items():
-            arm = dict(zip(Arm._fields, name.split("-"), strict=True))
+            arm: dict[str, Any] = dict(zip(Arm._fields, name.split("-"), strict=True))
             arm["keep_ratio"] = float(arm["keep_ratio"])
             own = answers.get("-".join(str({**arm, **DEFAULT}[field]) for field in Arm._fields))
             rows.append(
@@ -204,7 +209,7 @@ def finished(task: str) -> list[dict[str, Any]]:
                     **json.loads(str(done[name]["facts"])),
                     "test": accuracy(given.labels, given.predicted),
                     "to_dense": paired(answers["-".join(map(str, DENSE))], given),
-                    "to_default": None if own is None else paired(own, given),
+                    "default_minus_arm": None if own is None or own is given else paired(given, own),
                 }
             )
     return rows
