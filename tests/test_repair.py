@@ -199,7 +199,7 @@ def held_out(batches: Sequence[Batch], stack: str) -> NDArray[np.bool_]:
 
 
 def missed(a: Array, y: Array, s: Array, w: Array, b: Array | None, method: str) -> float:
-    weights = 1 / s.var(axis=1, ddof=1) if method == "least_squares" else np.ones(len(s))
+    weights = 1 / s.var(axis=1) if method == "least_squares" else np.ones(len(s))
     found = a @ w.T + (0 if b is None else b)
     spread = y - np.average(y, axis=0, weights=weights)
     return float(weights @ np.sum((found - y) ** 2, axis=1) / (weights @ np.sum(spread**2, axis=1)))
@@ -402,7 +402,7 @@ def test_choosing_in_every_block_sees_the_network_pruned_so_far(family: str) -> 
     a, _, _ = observe(slow, stack, layer, batches)  # what the last layer reads depends on no repair of its own
     _, _, after = observe(model_of(family), stack, layer, batches)
     fit = ~held_out(batches, stack)
-    weighted = a[fit] / after[fit].var(axis=1, ddof=1)[:, None]
+    weighted = a[fit] / after[fit].var(axis=1)[:, None]
     np.testing.assert_allclose(grams[stack, layer], weighted.T @ a[fit], rtol=1e-7, atol=1e-9)
 
 
@@ -430,7 +430,7 @@ def test_an_endless_ridge_only_folds_a_weighted_mean_where_nothing_below_was_cut
     old, new = ({(s, n): down for s, n, down in downs(model)}[stack, layer] for model in (dense, fitted))
     a, _, after = observe(dense, stack, layer, batches)
     fit, gone = ~held_out(batches, stack), [n for n in range(old.in_features) if n not in kept]
-    mean = np.average(a[fit][:, gone], axis=0, weights=1 / after[fit].var(axis=1, ddof=1))
+    mean = np.average(a[fit][:, gone], axis=0, weights=1 / after[fit].var(axis=1))
     folded = old.bias.detach().numpy() + old.weight.detach().numpy()[:, gone] @ mean
     np.testing.assert_allclose(new.bias.detach().numpy(), folded, rtol=1e-7, atol=1e-9)
     torch.testing.assert_close(new.weight, old.weight[:, list(kept)], rtol=1e-7, atol=1e-9)
@@ -627,7 +627,7 @@ def test_a_layer_without_neurons_becomes_the_mean_of_what_it_should_write() -> N
     model, batches = model_of("bert"), tiny_batches(lengths=LENGTHS[:9])
     _, before, after = observe(model, "encoder", 0, batches)
     prune_and_repair_(model, plan_of((), *[range(WIDTH)] * (LAYERS - 1)), batches)
-    mean = np.average(after - before, axis=0, weights=1 / after.var(axis=1, ddof=1))
+    mean = np.average(after - before, axis=0, weights=1 / after.var(axis=1))
     np.testing.assert_allclose(downs(model)[0][2].bias.detach().numpy(), mean, rtol=1e-6)
 
 
