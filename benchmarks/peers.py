@@ -27,7 +27,6 @@ from skillprune.planning import PruningPlan, predict_plan
 from skillprune.recipe import ModelSpec
 from skillprune.scoring import NeuronScores, Provenance, ScoringData, score_neurons, settings_for
 
-TASKS = ("sst2", "trec", "clinc150")
 KEPT = (0.25, 0.1, 0.02)
 EXAMPLES = 2048
 ITERATIONS = 4
@@ -108,7 +107,7 @@ def parse() -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["sst2", "trec"])
+    parser.add_argument("--tasks", nargs="+", choices=list(CHECKPOINTS), default=["sst2", "trec"])
     parser.add_argument("--keep", type=float, nargs="+", default=list(KEPT))
     parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=list(PEERS))
     parser.add_argument("--arms", nargs="+", help="only arms whose names start like one of these")

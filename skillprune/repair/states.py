@@ -60,7 +60,7 @@ class States:
 
 
 def room_for(first: Tensor, batches: Sequence[Batch], side: Side) -> States:
-    """Empty states for all batches, where there is room for them, given those of the first batch ``(..., hidden)``."""
+    """Empty states for all batches, where there is room for them, given some of them, ``(..., features)``."""
     tokens = sum(batch.mask_of(side).numel() for batch in batches)
     wanted = tokens * first.shape[-1] * first.element_size()
     return States(None if wanted <= MEMORY_SHARE * _free_bytes(first.device) else DiskArrays())
