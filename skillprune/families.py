@@ -33,9 +33,11 @@ class Stack:
         blocks: path of the module list.
         up: path of the projection whose row ``j`` belongs to neuron ``j``.
         down: path of the projection whose column ``j`` belongs to neuron ``j``; its input is the neurons' activation.
+        activation: path of the function between them: of what up gives, or of what the gate gives.
         width_attribute: config attribute that holds the width when every layer of the stack has the same.
         residual: path of the module whose input is the residual stream that the FFN's output is added to. In
             post-norm blocks that is the up projection itself; in pre-norm blocks it is the norm before the FFN.
+        attending: paths of the projections through which that attention reads what the block is given.
         attention: path of the projection whose output is added to the block's input: what attention has to say.
         after: path of the norm that the sum of that stream and the FFN's output goes through before the next block;
             none in pre-norm blocks.
@@ -47,8 +49,10 @@ class Stack:
     blocks: str
     up: str
     down: str
+    activation: str
     width_attribute: str
     residual: str
+    attending: tuple[str, ...]
     attention: str
     after: str | None = None
     gate: str | None = None
@@ -65,6 +69,7 @@ class FFN:
     path: str
     up: nn.Linear
     down: nn.Linear
+    activation: nn.Module
     residual: nn.Module
     after: nn.Module
     gate: nn.Linear | None = None
@@ -73,6 +78,15 @@ class FFN:
     def site(self) -> Site:
         """Stack name and layer index."""
         return self.stack.name, self.layer
+
+    @property
+    def attending(self) -> tuple[nn.Linear, ...]:
+        """The projections through which the block's attention reads its input.
+
+        Raises:
+            UnsupportedArchitecture: the block has none there, or they are not plain linear layers.
+        """
+        return tuple(_linear(self.block, path, type(self.block).__name__) for path in self.stack.attending)
 
     @property
     def attention(self) -> nn.Linear:
@@ -92,6 +106,12 @@ class FFN:
     def into(self) -> tuple[nn.Linear, ...]:
         """The projections whose row ``j`` belongs to neuron ``j``: up, and the gate where there is one."""
         return (self.up,) if self.gate is None else (self.up, self.gate)
+
+    def fire(self, read: Tensor) -> Tensor:
+        """Activations ``(..., neurons)`` for what the FFN reads, ``(..., hidden)``, as in evaluation mode."""
+        up: Tensor = self.up(read)
+        fired: Tensor = self.activation(up) if self.gate is None else self.activation(self.gate(read)) * up
+        return fired
 
     @property
     def macs_per_neuron(self) -> int:
@@ -124,8 +144,10 @@ _BERT_ENCODER = Stack(
     blocks="encoder.layer",
     up="intermediate.dense",
     down="output.dense",
+    activation="intermediate.intermediate_act_fn",
     width_attribute="intermediate_size",
     residual="intermediate.dense",
+    attending=("attention.self.query", "attention.self.key", "attention.self.value"),
     attention="attention.output.dense",
     after="output.LayerNorm",
 )
@@ -135,8 +157,10 @@ _BART_ENCODER = Stack(
     blocks="encoder.layers",
     up="fc1",
     down="fc2",
+    activation="activation_fn",
     width_attribute="encoder_ffn_dim",
     residual="fc1",
+    attending=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     attention="self_attn.out_proj",
     after="final_layer_norm",
 )
@@ -153,8 +177,10 @@ FAMILIES: dict[str, tuple[Stack, ...]] = {
             blocks="transformer.layer",
             up="ffn.lin1",
             down="ffn.lin2",
+            activation="ffn.activation",
             width_attribute="hidden_dim",
             residual="ffn.lin1",
+            attending=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
             attention="attention.out_lin",
             after="output_layer_norm",
         ),
@@ -166,8 +192,10 @@ FAMILIES: dict[str, tuple[Stack, ...]] = {
             up="mlp.up_proj",
             gate="mlp.gate_proj",
             down="mlp.down_proj",
+            activation="mlp.act_fn",
             width_attribute="intermediate_size",
             residual="post_attention_layernorm",
+            attending=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
             attention="self_attn.o_proj",
         ),
     ),
@@ -241,6 +269,7 @@ def _resolve_ffn(block: nn.Module, stack: Stack, layer: int, model_type: str) ->
         path=f"{stack.blocks}.{layer}",
         up=_linear(block, stack.up, model_type),
         down=_linear(block, stack.down, model_type),
+        activation=_module(block, stack.activation, model_type),
         residual=_module(block, stack.residual, model_type),
         after=nn.Identity() if stack.after is None else _module(block, stack.after, model_type),
         gate=None if stack.gate is None else _linear(block, stack.gate, model_type),

@@ -191,12 +191,27 @@ def test_down_reads_the_activation_and_the_residual_row_names_what_its_output_is
         up = seen[ffn.up][1]
         activation = gelu(up) if path.gate is None else up * silu(seen[ffn.block.get_submodule(path.gate)][1])
         assert torch.allclose(seen[ffn.down][0], activation, atol=1e-6)
+        assert torch.allclose(ffn.fire(seen[ffn.up][0]), activation, atol=1e-6)
         added = seen[ffn.down][1] + seen[ffn.residual][0]
         if path.norm is not None:
             norm = ffn.block.get_submodule(path.norm)
             assert isinstance(norm, nn.LayerNorm)
             added = layer_norm(added, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
         assert torch.allclose(seen[ffn.block][1], added, atol=1e-5)
+
+
+@families
+def test_attention_reads_through_what_runs_before_its_output_projection(family: str) -> None:
+    model = TINY_ALL[family]()
+    for ffn in find_ffns(model):
+        linears, ran = [module for module in ffn.block.modules() if isinstance(module, nn.Linear)], []
+        handles = [linear.register_forward_hook(lambda module, *_, ran=ran: ran.append(module)) for linear in linears]
+        seen = inputs_and_outputs(model, linears)
+        for handle in handles:
+            handle.remove()
+        assert set(ran[: ran.index(ffn.attention)]) == set(ffn.attending)
+        entering = {seen[linear][0] for linear in ffn.attending}
+        assert all(torch.equal(each, seen[ffn.attending[0]][0]) for each in entering)
 
 
 @families

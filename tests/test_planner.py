@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from skillprune.answers import Classifier
 from skillprune.benchmark import Latency, Ratio, measure_latency
 from skillprune.checkpoint import load_source, save_pruned
+from skillprune.data import Batch
 from skillprune.evaluation import accuracy
 from skillprune.families import find_ffns
 from skillprune.pipeline import Run, detection, planner, sensitivity
@@ -229,12 +230,7 @@ def test_neurons_chosen_block_by_block_are_those_a_slow_loop_chooses(repair: dic
         below = {"encoder": (*keep["encoder"][:layer], *[tuple(range(NEURONS))] * (3 - layer))}
         student = deepcopy(dense)
         prune_and_repair_(student, replace(plan, keep=below), data.calibration, **repair)
-        # Its attention is refitted before its neurons are looked at; that does not depend on which of them go.
-        beyond = {"encoder": (*keep["encoder"][: layer + 1], *[tuple(range(NEURONS))] * (2 - layer))}
-        refitted = deepcopy(dense)
-        prune_and_repair_(refitted, replace(plan, keep=beyond), data.calibration, **repair)
-        outputs = [model.bert.encoder.layer[layer].attention.output.dense for model in (student, refitted)]
-        outputs[0].load_state_dict(outputs[1].state_dict())
+        mend_whole(student, layer, dense, replace(plan, keep=below), data.calibration, repair)
         fit = [example for example in lone_examples(data.calibration) if example.index % 10 != 9]
         a, y, scale = [], [], []
         for example in fit:
@@ -247,6 +243,31 @@ def test_neurons_chosen_block_by_block_are_those_a_slow_loop_chooses(repair: dic
             *stacked, down_modules(student)["encoder", layer], metric[layer], 10
         )
     assert keep != {"encoder": tuple(tuple(range(10)) for _ in range(3))}
+
+
+def mend_whole(
+    student: PreTrainedModel,
+    layer: int,
+    dense: PreTrainedModel,
+    below: PruningPlan,
+    calibration: Sequence[Batch],
+    repair: dict[str, Any],
+) -> None:
+    """Rewrites what a block is given before its neurons are looked at, which does not depend on which of them go.
+
+    Two repairs in which one neuron goes, not the same, know all rows of the up projection between them.
+    """
+    mended = student.bert.encoder.layer[layer]
+    for gone in (0, NEURONS - 1):
+        stay = [neuron for neuron in range(NEURONS) if neuron != gone]
+        keep = {"encoder": (*below.keep["encoder"][:layer], tuple(stay), *below.keep["encoder"][layer + 1 :])}
+        other = deepcopy(dense)
+        prune_and_repair_(other, replace(below, keep=keep), calibration, **repair)
+        block = other.bert.encoder.layer[layer]
+        mended.attention.load_state_dict(block.attention.state_dict())
+        with torch.no_grad():
+            mended.intermediate.dense.weight[stay] = block.intermediate.dense.weight
+            mended.intermediate.dense.bias[stay] = block.intermediate.dense.bias
 
 
 def stream(model: PreTrainedModel, layer: int, example: Any) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:

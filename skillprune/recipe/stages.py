@@ -207,8 +207,8 @@ class RepairSpec(Spec):
     )
     attention: StrictBool = Field(
         default=True,
-        description="Whether least squares also refits the output projection of attention above pruned layers, which "
-        "keeps its shape; needs `sequential`.",
+        description="Whether least squares also mends the projections of attention above pruned layers, which keep "
+        "their shape; needs `sequential`.",
     )
 
 

@@ -146,7 +146,7 @@ def _begin(
     validate: Callable[[int], Epoch],
 ) -> State:
     """Where an interrupted training stopped, or the state before training."""
-    optimizer = AdamW(list(parameters.values()), lr=settings.learning_rate)
+    optimizer = AdamW(list(parameters.values()), lr=settings.learning_rate, fused=True)
     resumed = None if file is None else file.resume_(parameters, optimizer)
     return resumed or State(parameters, optimizer, copies(parameters), Recovery((validate(0),), best=0))
 

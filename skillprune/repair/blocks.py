@@ -61,9 +61,11 @@ def prune_and_repair_(
     """Prunes in place, bottom to top, and repairs every down projection before the next block is looked at.
 
     The target of a layer is what its output must be for the residual stream to equal the dense network's, so every
-    repair also corrects what the layers below got wrong. Least squares refits the output projection of the block's
-    attention in the same way, before the FFN: it is the first that can mend those errors, and keeps its shape. Hidden
-    states of the dense and of the pruned network are carried from block to block: the cost is linear in depth.
+    repair also corrects what the layers below got wrong. Least squares does so wherever a block above the first cut
+    can: into what reads the stream (attention's inputs, the up projection) it folds a linear map that leads from what
+    the pruned network reads to what the dense one does; what writes to the stream (attention's output, the down
+    projection) it refits. All keep their shape. Hidden states of both networks are carried from block to block: the
+    cost is linear in depth.
 
     Args:
         model: a model the plan was made for; changed in place.
@@ -74,7 +76,7 @@ def prune_and_repair_(
             one that misses least on held-out examples.
         sequential: off, every layer is fitted to the dense network's own activations, which costs less and
             leaves each layer's errors to the layers above.
-        attention: whether least squares refits attention too; only in blocks that lose neurons, above one that did.
+        attention: whether least squares mends attention too; only in blocks that lose neurons, above one that did.
         progress: told about every batch of every layer.
 
     Returns:
@@ -96,9 +98,9 @@ def prune_and_repair_(
     def prune_layer(walk: Walk, ffn: FFN) -> Sequence[int]:
         kept = plan.keep[ffn.stack.name][ffn.layer]
         if len(kept) < ffn.width:
-            if attention and repair.fits:
-                _refit_attention_(ffn, walk, ridge)
             read = range(ffn.width) if repair.reads_pruned else kept
+            if repair.fits:
+                _mend_what_leads_here_(ffn, walk, ridge, attention)
             errors.append(_repair_layer_(ffn, walk.ffn(ffn, read), read, kept, repair, ridge))
         return kept
 
@@ -143,8 +145,8 @@ def choose_and_repair_(
     def prune_layer(walk: Walk, ffn: FFN) -> Sequence[int]:
         kept = everything = tuple(range(ffn.width))
         if widths[ffn.stack.name][ffn.layer] < ffn.width:
-            if attention and repair.fits:
-                _refit_attention_(ffn, walk, ridge)
+            if repair.fits:
+                _mend_what_leads_here_(ffn, walk, ridge, attention)
             statistics = walk.ffn(ffn, everything)
             kept = tuple(choose(ffn, statistics))
             _repair_layer_(ffn, statistics, everything, kept, repair, ridge)
@@ -182,14 +184,40 @@ def _for_every_layer(
     record_widths_(model)
 
 
-def _refit_attention_(ffn: FFN, walk: Walk, ridge: float | None) -> None:
-    """Rewrites the projection that writes what attention found, in place, where the network below has changed."""
-    statistics = walk.attention(ffn)
+def _mend_what_leads_here_(ffn: FFN, walk: Walk, ridge: float | None, attention: bool) -> None:
+    """Rewrites what comes before the neurons in their block, in place, where the network below has changed."""
+    if attention:
+        _lead_back_(ffn, ffn.attending, walk.attending(ffn), ridge)
+        _refit_(ffn, ffn.attention, walk.attention(ffn), ridge)
+    _lead_back_(ffn, ffn.into, walk.entering(ffn), ridge)
+
+
+def _refit_(ffn: FFN, linear: nn.Linear, statistics: Statistics | None, ridge: float | None) -> None:
+    """Rewrites a projection so that it writes what it should, given what it reads."""
     if statistics is not None:
         statistics.refuse_not_finite(ffn)
-        weight, bias = _parameters(ffn.attention, statistics)
-        everything = torch.arange(weight.shape[1], device=weight.device)
-        _write_(ffn.attention, *least_squares(statistics, weight, bias, everything, ridge))
+        weight, bias = _parameters(linear, statistics)
+        _write_(linear, *least_squares(statistics, weight, bias, _all_columns(weight), ridge))
+
+
+def _lead_back_(ffn: FFN, linears: Sequence[nn.Linear], statistics: Statistics | None, ridge: float | None) -> None:
+    """Folds a map into projections of one input: from what that is to what it should be, drawn towards no change.
+
+    With ``x -> M x + c`` a projection becomes ``W M x + W c + b``; without a bias to take ``W c``, there is no ``c``.
+    """
+    if statistics is not None:
+        statistics.refuse_not_finite(ffn)
+        moments = statistics.fit
+        shift = None if any(linear.bias is None for linear in linears) else torch.zeros_like(moments.activation)
+        unchanged = torch.eye(len(moments.gram), dtype=moments.gram.dtype, device=moments.gram.device)
+        turned, shift = least_squares(statistics, unchanged, shift, _all_columns(unchanged), ridge)
+        for linear in linears:
+            weight, bias = _parameters(linear, statistics)
+            _write_(linear, weight @ turned, None if shift is None or bias is None else bias + weight @ shift)
+
+
+def _all_columns(weight: Tensor) -> Tensor:
+    return torch.arange(weight.shape[1], device=weight.device)
 
 
 def _repair_layer_(
@@ -233,8 +261,10 @@ def _fits(ffns: Sequence[FFN], plan: PruningPlan, attention: bool) -> Iterator[t
         cut = [ffn for ffn in layers if len(plan.keep[stack][ffn.layer]) < ffn.width]
         for ffn in cut:
             yield ffn.stack.side, len(plan.keep[stack][ffn.layer])
-            if attention and ffn is not cut[0]:
-                yield ffn.stack.side, ffn.attention.in_features
+            if ffn is not cut[0]:
+                yield ffn.stack.side, ffn.up.in_features
+                if attention:
+                    yield ffn.stack.side, ffn.attention.in_features
 
 
 def _warn_of_few_tokens(fits: Iterable[tuple[Side, int]], batches: Sequence[Batch]) -> None:

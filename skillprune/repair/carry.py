@@ -48,12 +48,14 @@ class Step:
 
     Attributes:
         hidden: the block's output.
+        read: what the FFN reads, ``(batch, sequence, hidden)``.
         activations: input of the down projection, ``(batch, sequence, neurons)``.
         written: output of the down projection, ``(batch, sequence, hidden)``.
         residual: the stream that output is added to, ``(batch, sequence, hidden)``.
     """
 
     hidden: Tensor
+    read: Tensor
     activations: Tensor
     written: Tensor
     residual: Tensor
@@ -105,14 +107,25 @@ def _watched(ffn: FFN, remember: Callable[[int, tuple[Any, ...], dict[str, Any]]
             vars(ffn.block)["forward"] = before
 
 
+def enter(ffn: FFN, hidden: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    """Runs one block up to its FFN: what that reads, and the stream that its output will be added to."""
+    with ExitStack() as hooks, torch.inference_mode():
+        hooks.enter_context(_unchunked(ffn.block))
+        residual = hooks.enter_context(inputs_of(ffn.residual))
+        read = hooks.enter_context(_stopping_before(*ffn.into))
+        ffn.block(hidden, *call.args, **call.kwargs)
+    return read[0], residual[0]
+
+
 def step(ffn: FFN, hidden: Tensor, call: Call) -> Step:
     """Runs one block on carried hidden states, watching its FFN."""
     with ExitStack() as hooks, torch.inference_mode():
+        read = hooks.enter_context(inputs_of(ffn.up))
         activations = hooks.enter_context(inputs_of(ffn.down))
         residual = hooks.enter_context(inputs_of(ffn.residual))
         written = hooks.enter_context(outputs_of(ffn.down))
         after = _output_of(ffn.block(hidden, *call.args, **call.kwargs))
-        return Step(after, joined(activations), joined(written), joined(residual))
+        return Step(after, joined(read), joined(activations), joined(written), joined(residual))
 
 
 def finish(ffn: FFN, residual: Tensor, activations: Tensor) -> Tensor:
@@ -123,9 +136,9 @@ def finish(ffn: FFN, residual: Tensor, activations: Tensor) -> Tensor:
     return output
 
 
-def attend(ffn: FFN, hidden: Tensor, call: Call) -> Tensor:
-    """Runs one block up to the projection that writes what attention found, and returns that projection's input."""
-    with torch.inference_mode(), _stopping_before(ffn.attention) as read:
+def read_by(module: nn.Module, ffn: FFN, hidden: Tensor, call: Call) -> Tensor:
+    """Runs one block up to a module in it and returns that module's input."""
+    with torch.inference_mode(), _stopping_before(module) as read:
         ffn.block(hidden, *call.args, **call.kwargs)
     return read[0]
 
@@ -156,20 +169,33 @@ class _Reached(Exception):
 
 
 @contextmanager
-def _stopping_before(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Gives what the module would have read; what runs in the context ends there."""
+def _stopping_before(*modules: nn.Module) -> Iterator[list[Tensor]]:
+    """Gives what the first of the modules to run would have read; what runs in the context ends there."""
     read: list[Tensor] = []
 
     def stop(_: nn.Module, args: tuple[Any, ...]) -> None:
         read.append(args[0])
         raise _Reached
 
-    handle = module.register_forward_pre_hook(stop)
-    try:
+    with ExitStack() as hooks:
+        for module in modules:
+            hooks.callback(module.register_forward_pre_hook(stop).remove)
         with suppress(_Reached):
             yield read
+
+
+@contextmanager
+def _unchunked(block: nn.Module) -> Iterator[None]:
+    """The block calls its FFN once for all tokens, also where its config asks for several calls."""
+    told = vars(block)
+    chunk = told.get("chunk_size_feed_forward")
+    if chunk is not None:
+        told["chunk_size_feed_forward"] = 0
+    try:
+        yield
     finally:
-        handle.remove()
+        if chunk is not None:
+            told["chunk_size_feed_forward"] = chunk
 
 
 def _uncached(argument: Any) -> Any:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from skillprune.data import Batch
 from skillprune.families import FFN, Side, copy_of
 from skillprune.progress import Progress, track
-from skillprune.repair.carry import Call, Step, Trace, advance, attend, finish, outputs_of, step
+from skillprune.repair.carry import Call, Step, Trace, advance, enter, finish, outputs_of, read_by, step
 from skillprune.repair.methods import Statistics
 from skillprune.repair.moments import Moments
 from skillprune.repair.states import States, room_for
@@ -28,10 +28,21 @@ Weigh = Callable[[Tensor], Tensor]
 
 
 class Walk(Protocol):
-    """Stands before one block after the other. In each, `attention` may be asked for before `ffn`, and each once."""
+    """Stands before one block after the other. In each, questions come in this order, each once or not at all.
+
+    The first three find nothing where the network below has not changed. In between a block may be rewritten.
+    """
+
+    def attending(self, ffn: FFN) -> Statistics | None:
+        """What the block's attention reads, and what it should read."""
+        ...
 
     def attention(self, ffn: FFN) -> Statistics | None:
-        """What the attention's output projection reads and should write; none where nothing below has changed."""
+        """What the attention's output projection reads, and what it should write."""
+        ...
+
+    def entering(self, ffn: FFN) -> Statistics | None:
+        """What the FFN reads, and what it should read."""
         ...
 
     def ffn(self, ffn: FFN, read: Sequence[int]) -> Statistics:
@@ -65,41 +76,64 @@ class SideBySide:
     def __init__(self, dense: Trace, pruned: Trace, batches: Sequence[Batch], weigh: Weigh, progress: Progress) -> None:
         self._dense, self._pruned, self._batches, self._weigh, self._progress = dense, pruned, batches, weigh, progress
         self._teacher, self._student = dense.hidden, pruned.hidden if pruned is not dense else dense.hidden.copy()
-        # The dense stream after the FFN of the block it was last filled for, in float32 at least.
-        self._wanted = dense.hidden.copy(_precise(dense.hidden[0]).dtype)
-        self._taught = -1
+        # Of the block the dense network has last been through: the stream after its FFN, in float32 at least, and what
+        # that read; and what it reads in the pruned network.
+        self._wanted, self._heard = dense.hidden.copy(_precise(dense.hidden[0]).dtype), dense.hidden.copy()
+        self._read = dense.hidden.copy()
+        self._whole: FFN | None = None
+        self._taught = self._entered = -1
         self._halt: _Halt | None = None
         self._apart = pruned is not dense
+
+    def attending(self, ffn: FFN) -> Statistics | None:
+        """The input of the projections that attention reads through, in the pruned and in the dense network."""
+        if not self._apart:
+            return None
+        whole, found = self._dense_block(ffn), _unheard(ffn.attending[0])
+        for number, batch in enumerate(track(self._batches, f"{_place(ffn)} attention's input", self._progress)):
+            read = read_by(ffn.attending[0], ffn, self._student[number], self._call(ffn, number))
+            wanted = read_by(whole.attending[0], whole, self._teacher[number], self._dense.calls[ffn.layer][number])
+            _add(found, batch, ffn.stack.side, read, wanted.to(read.device), alike(read))
+        return found
 
     def attention(self, ffn: FFN) -> Statistics | None:
         """The projection's input in the pruned network, and what would make its stream the dense one's."""
         if not self._apart:
             return None
-        found = _nothing(ffn.attention.weight)
+        found = _nothing(ffn.attention)
         for number, batch in enumerate(track(self._batches, f"{_place(ffn)} attention", self._progress)):
             entering = _precise(self._teacher[number])
-            with outputs_of(ffn.attention) as mixed:
+            with outputs_of(self._dense_block(ffn).attention) as mixed:
                 self._teach(ffn, number)
-            read = attend(ffn, self._student[number], self._call(ffn, number))
+            read = read_by(ffn.attention, ffn, self._student[number], self._call(ffn, number))
             wanted = entering.to(read.device) + mixed[0]
             target = wanted - self._student[number].to(read.device)
             _add(found, batch, ffn.stack.side, read, target, self._weigh(wanted))
         self._taught = ffn.layer
         return found
 
+    def entering(self, ffn: FFN) -> Statistics | None:
+        """The FFN's input in the pruned and in the dense network."""
+        if not self._apart:
+            return None
+        found = _unheard(ffn.up)
+        for number, batch in enumerate(track(self._batches, f"{_place(ffn)} input", self._progress)):
+            read = self._enter(ffn, number)
+            _add(found, batch, ffn.stack.side, read, self._heard[number].to(read.device), alike(read))
+        self._taught = self._entered = ffn.layer
+        return found
+
     def ffn(self, ffn: FFN, read: Sequence[int]) -> Statistics:
-        """Activations are the pruned network's, in a copy of the block with only the neurons that are read."""
-        narrow = copy_of(ffn)
-        if len(read) < ffn.width:
-            remove_neurons_(narrow, read)
-        found = _nothing(narrow.down.weight)
+        """Activations are the pruned network's, and only of the neurons that are read."""
+        narrow = _narrowed(ffn, read)
+        found = _nothing(narrow.down)
         fired = room_for(self._student[0].new_empty(0, len(read)), self._batches, ffn.stack.side)
         for number, batch in enumerate(track(self._batches, _place(ffn), self._progress)):
-            seen = self._look(ffn, narrow, read, number)
-            wanted = self._wanted[number].to(seen.residual.device)
-            _add(found, batch, ffn.stack.side, seen.activations, wanted - seen.residual, self._weigh(wanted))
-            fired.append(seen.activations)
-            self._student[number] = seen.residual
+            activations = self._fire(ffn, narrow, read, number)
+            residual = self._student[number]
+            wanted = self._wanted[number].to(residual.device)
+            _add(found, batch, ffn.stack.side, activations, wanted - residual, self._weigh(wanted))
+            fired.append(activations)
         self._taught, self._halt = ffn.layer, _Halt(read, fired)
         return found
 
@@ -115,20 +149,36 @@ class SideBySide:
                 self._student[number] = finish(ffn, self._student[number], halt.activations(number, kept))
         self._apart = self._apart or self._taught == ffn.layer
 
-    def _look(self, ffn: FFN, narrow: FFN, read: Sequence[int], number: int) -> Step:
-        """The pruned network in the narrow block. Below the first cut it is the dense one, which passes anyway."""
+    def _fire(self, ffn: FFN, narrow: FFN, read: Sequence[int], number: int) -> Tensor:
+        """How the neurons that are read fire in the pruned network, which below the first cut is the dense one."""
         if not self._apart:
             seen = self._teach(ffn, number)
-            return replace(seen, activations=seen.activations[..., list(read)])
+            self._student[number] = seen.residual
+            return seen.activations[..., list(read)]
+        entered = self._read[number] if self._entered == ffn.layer else self._enter(ffn, number)
+        with torch.inference_mode():
+            return narrow.fire(entered)
+
+    def _enter(self, ffn: FFN, number: int) -> Tensor:
+        """Takes the pruned network to the FFN, whose input is kept; the dense one goes through the block."""
         if self._taught != ffn.layer:
             self._teach(ffn, number)
-        return step(narrow, self._student[number], self._call(ffn, number))
+        read, self._student[number] = enter(ffn, self._student[number], self._call(ffn, number))
+        self._read[number] = read
+        return read
 
     def _teach(self, ffn: FFN, number: int) -> Step:
-        """Takes the dense network through the block, which is still whole."""
-        seen = step(ffn, self._teacher[number], self._dense.calls[ffn.layer][number])
-        self._teacher[number], self._wanted[number] = seen.hidden, _precise(seen.written) + seen.residual
+        """Takes the dense network through the block as it was."""
+        seen = step(self._dense_block(ffn), self._teacher[number], self._dense.calls[ffn.layer][number])
+        self._teacher[number], self._heard[number] = seen.hidden, seen.read
+        self._wanted[number] = _precise(seen.written) + seen.residual
         return seen
+
+    def _dense_block(self, ffn: FFN) -> FFN:
+        """A copy of the block, made when it is first asked for: before anything in it is rewritten."""
+        if self._whole is None or self._whole.layer != ffn.layer:
+            self._whole = copy_of(ffn)
+        return self._whole
 
     def _call(self, ffn: FFN, number: int) -> Call:
         return self._pruned.calls[ffn.layer][number]
@@ -145,12 +195,18 @@ class Dense:
         self._hidden = dense.hidden
         self._taught = -1
 
+    def attending(self, ffn: FFN) -> None:
+        """Nothing below has changed as far as this walk can see."""
+
     def attention(self, ffn: FFN) -> None:
+        """Nothing below has changed as far as this walk can see."""
+
+    def entering(self, ffn: FFN) -> None:
         """Nothing below has changed as far as this walk can see."""
 
     def ffn(self, ffn: FFN, read: Sequence[int]) -> Statistics:
         """Activations and outputs of the block as it is."""
-        found = _nothing(ffn.down.weight[:, : len(read)])
+        found = _no_moments(len(read), ffn.down.out_features, ffn.down.weight.device)
         for number, batch in enumerate(track(self._batches, _place(ffn), self._progress)):
             seen = step(ffn, self._hidden[number], self._dense.calls[ffn.layer][number])
             weights = self._weigh(_precise(seen.written) + seen.residual)
@@ -195,9 +251,26 @@ def _place(ffn: FFN) -> str:
     return f"repair ({ffn.stack.name} layer {ffn.layer})"
 
 
-def _nothing(weight: Tensor) -> Statistics:
-    outputs, inputs = weight.shape
-    return Statistics(Moments.zeros(inputs, outputs, weight.device), Moments.zeros(inputs, outputs, weight.device))
+def _nothing(linear: nn.Linear) -> Statistics:
+    """Of what a projection reads and should write."""
+    return _no_moments(linear.in_features, linear.out_features, linear.weight.device)
+
+
+def _unheard(linear: nn.Linear) -> Statistics:
+    """Of what a projection reads and should read."""
+    return _no_moments(linear.in_features, linear.in_features, linear.weight.device)
+
+
+def _no_moments(inputs: int, outputs: int, device: torch.device) -> Statistics:
+    return Statistics(Moments.zeros(inputs, outputs, device), Moments.zeros(inputs, outputs, device))
+
+
+def _narrowed(ffn: FFN, read: Sequence[int]) -> FFN:
+    """A copy of the block with only some neurons."""
+    narrow = copy_of(ffn)
+    if len(read) < ffn.width:
+        remove_neurons_(narrow, read)
+    return narrow
 
 
 def _add(found: Statistics, batch: Batch, side: Side, activations: Tensor, target: Tensor, weights: Tensor) -> None:
