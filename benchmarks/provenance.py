@@ -16,6 +16,8 @@ from skillprune.benchmark import environment
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
+PARTS = RESULTS / "parts"
+"""What long measurements have finished, kept with the results so that they can be gone on with anywhere."""
 MINILM = HERE / "recipes" / "minilm-sst2.yaml"
 
 
@@ -39,11 +41,11 @@ def update_result(name: str, section: str, *, seeds: list[int], result: dict[str
 
 
 def kept_row(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A row that takes minutes: from ``work/rows`` if an earlier run finished it, else made and kept there.
+    """A row that takes minutes: from ``results/parts`` if an earlier run finished it, else made and kept there.
 
-    So interrupted runs continue; to be deleted when what is measured has changed.
+    So interrupted runs continue, on another machine too; to be deleted when what is measured has changed.
     """
-    path = HERE / "work" / "rows" / f"{name}.json"
+    path = PARTS / "rows" / f"{name}.json"
     if path.is_file():
         return dict(json.loads(path.read_text(encoding="utf-8")))
     row = make()

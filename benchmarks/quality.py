@@ -1,8 +1,9 @@
 """Accuracy after pruning without training: criteria x repairs x widths, on MiniLM fine-tuned for three tasks.
 
 The seed draws the calibration sample. Nothing is chosen by what comes out: the test split is read once per arm. Scores
-are computed once per task and seed and shared by all arms; every finished arm is kept in ``work/quality``, so that an
-interrupted run goes on where it stopped. ``report`` writes the result file from the arms that are there.
+are computed once per task and seed and shared by all arms; what every finished arm answered is kept in
+``results/parts/quality``, so that an interrupted run goes on where it stopped, and pairs can be compared in other ways.
+The result file is written from all arms that are there; to be deleted when skillprune prunes otherwise.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from findings import SHARED, batches, spec
-from provenance import HERE, over_seeds, write_result
+from provenance import HERE, PARTS, over_seeds, write_result
 from verdict import standing
 
 from skillprune import KeepRatio, load_source, load_splits, plan_pruning, prune_and_repair_, resolve_task
@@ -41,7 +42,8 @@ from skillprune.scoring import (
 )
 from skillprune.surgery import prune_
 
-WORK = HERE / "work" / "quality"
+ANSWERS = PARTS / "quality"
+SCORES = HERE / "work" / "scores"
 EXAMPLES = 2048
 CHECKPOINTS = {
     "sst2": SHARED / "models" / "minilm-sst2",
@@ -118,11 +120,6 @@ class Bench:
     task: str
     seed: int
 
-    @property
-    def folder(self) -> Path:
-        """Where its arms are kept."""
-        return WORK / self.task / str(self.seed)
-
     @cached_property
     def checkpoint(self) -> ModelSpec:
         """The dense model."""
@@ -145,16 +142,16 @@ class Bench:
         subject = Classifier(source.model)
         settings = settings_for(subject, data, labels=task.labels, seed=self.seed, keep_metric=True)
         seen = Provenance(source.fingerprint, splits.fingerprint(), len(splits.calibration), "mean", self.seed)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._scores_of("").parent.mkdir(parents=True, exist_ok=True)
         for found in score_neurons(subject, data, criteria=missing, provenance=seen, settings=settings):
             save_scores([found], self._scores_of(found.criterion))
 
     def _scores_of(self, criterion: str) -> Path:
-        return self.folder / f"{criterion}.safetensors"
+        return SCORES / self.task / str(self.seed) / f"{criterion}.safetensors"
 
     def run(self, arm: Arm) -> None:
         """Prunes, reads the test split once, and keeps the answers."""
-        path = self.folder / f"{'-'.join(map(str, arm))}.npz"
+        path = ANSWERS / self.task / str(self.seed) / f"{'-'.join(map(str, arm))}.npz"
         if path.is_file():
             return
         source, _, _, data, test = self._prepared
@@ -170,8 +167,12 @@ class Bench:
         found = predict_split(torch_predictor(model), test)
         path.parent.mkdir(parents=True, exist_ok=True)
         facts = json.dumps({"widths": widths, "seconds": round(seconds, 1)})
-        draft = path.with_suffix(".draft.npz")
-        np.savez(draft, labels=found.labels, predicted=found.predicted, facts=np.array(facts))
+        draft = path.with_suffix(".draft")
+        with draft.open("wb") as file:
+            labels, predicted = (
+                each.astype(np.uint8) for each in (found.labels, found.predicted)
+            )  # 150 classes at most
+            np.savez_compressed(file, labels=labels, predicted=predicted, facts=np.array(facts))
         draft.replace(path)
         print(self.task, self.seed, *arm, round(accuracy(found.labels, found.predicted), 4), facts, flush=True)
 
@@ -194,9 +195,11 @@ class Bench:
 def finished(task: str) -> list[dict[str, Any]]:
     """A row per arm that was run: beside the dense model, and beside skillprune's default of the same width."""
     rows = []
-    for folder in sorted((WORK / task).glob("*")):
-        done = {path.stem: np.load(path) for path in sorted(folder.glob("*.npz")) if ".draft" not in path.name}
-        answers = {name: Predictions(each["labels"], each["predicted"]) for name, each in done.items()}
+    for folder in sorted((ANSWERS / task).glob("*")):
+        done = {path.name.removesuffix(".npz"): np.load(path) for path in sorted(folder.glob("*.npz"))}
+        answers = {
+            name: Predictions(each["labels"].astype(int), each["predicted"].astype(int)) for name, each in done.items()
+        }
         for name, given in answers.items():
             arm: dict[str, Any] = dict(zip(Arm._fields, name.split("-"), strict=True))
             arm["keep_ratio"] = float(arm["keep_ratio"])
