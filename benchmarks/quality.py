@@ -169,9 +169,7 @@ class Bench:
         facts = json.dumps({"widths": widths, "seconds": round(seconds, 1)})
         draft = path.with_suffix(".draft")
         with draft.open("wb") as file:
-            labels, predicted = (
-                each.astype(np.uint8) for each in (found.labels, found.predicted)
-            )  # 150 classes at most
+            labels, predicted = (each.astype(np.uint8) for each in (found.labels, found.predicted))
             np.savez_compressed(file, labels=labels, predicted=predicted, facts=np.array(facts))
         draft.replace(path)
         print(self.task, self.seed, *arm, round(accuracy(found.labels, found.predicted), 4), facts, flush=True)
