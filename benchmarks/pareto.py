@@ -70,10 +70,13 @@ def draw(panel: Axes, task: str, rows: Sequence[Mapping[str, Any]], speedups: Ma
 def lines(
     rows: Sequence[Mapping[str, Any]], speedups: Mapping[tuple[int, ...], float]
 ) -> dict[tuple[str, str], list[Point]]:
-    """Mean speed-up and accuracy over seeds at every width, by tool and arm; skillprune first, so in the legend too."""
+    """Mean speed-up and accuracy over seeds at every width, by tool and arm; skillprune first, so in the legend too.
+
+    Widths that were not timed are left out.
+    """
     found: dict[tuple[str, str], dict[float, list[Point]]] = {}
     for row in rows:
-        if "widths" in row:
+        if tuple(row.get("widths", ())) in speedups:
             point = (speedups[tuple(row["widths"])], row["test_accuracy"])
             found.setdefault((row["peer"], row["arm"]), {}).setdefault(row["keep_ratio"], []).append(point)
     return {

@@ -18,6 +18,7 @@ from ffn_share import export
 from findings import SHARED
 from numpy.typing import NDArray
 from provenance import RESULTS, write_result
+from quality import CHECKPOINTS
 
 from skillprune import load_source
 from skillprune.benchmark import Latency, measure_latency
@@ -39,9 +40,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", default="peers-minilm", help="of the result file of peers.py")
     parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--tasks", nargs="+", choices=list(CHECKPOINTS), default=["sst2"], help="whose widths")
     arguments = parser.parse_args()
     rows = json.loads((RESULTS / f"{arguments.name}.json").read_text(encoding="utf-8"))["result"]["rows"]
-    found = sorted({tuple(row["widths"]) for row in rows if "widths" in row}, reverse=True)
+    rows = [row for row in rows if "widths" in row and row["task"] in arguments.tasks]
+    found = sorted({tuple(row["widths"]) for row in rows}, reverse=True)
     timed: list[dict[str, Any]] = []
     for start in range(0, len(found), GROUP):
         timed += timings(found[start : start + GROUP], arguments.rounds)

@@ -30,7 +30,7 @@ from skillprune.pipeline.sensitivity import measured_curves
 from skillprune.planning import PruningPlan, curves_of
 from skillprune.progress import silent
 from skillprune.recipe import ModelSpec, RepairSpec
-from skillprune.repair import METHODS
+from skillprune.repair import METHODS, Lessons
 from skillprune.scoring import (
     CRITERIA,
     Provenance,
@@ -133,6 +133,11 @@ class Bench:
         data = ScoringData(*(batches(split, source.tokenizer) for split in (splits.calibration, splits.validation)))
         return source, task, splits, data, batches(splits.test, source.tokenizer)
 
+    @cached_property
+    def lessons(self) -> Lessons:
+        """What all repairs would compute alike."""
+        return Lessons()
+
     def score(self, criteria: Set[str]) -> None:
         """All criteria that were not computed before, together."""
         missing = [name for name in CRITERIA if name in criteria and not self._scores_of(name).is_file()]
@@ -162,7 +167,7 @@ class Bench:
             if arm.repair == "zero":
                 prune_(model, plan)
             else:
-                prune_and_repair_(model, plan, data.calibration, method=arm.repair)
+                prune_and_repair_(model, plan, data.calibration, method=arm.repair, lessons=self.lessons)
         seconds = monotonic() - started
         found = predict_split(torch_predictor(model), test)
         path.parent.mkdir(parents=True, exist_ok=True)

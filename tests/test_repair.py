@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -23,7 +25,17 @@ from skillprune.data import Batch
 from skillprune.errors import DataError, PlanMismatch
 from skillprune.families import FFN, find_ffns
 from skillprune.planning import Costs, PruningPlan
-from skillprune.repair import METHODS, LayerError, Statistics, choose_and_repair_, prune_and_repair_, states
+from skillprune.repair import (
+    METHODS,
+    LayerError,
+    Lessons,
+    Statistics,
+    choose_and_repair_,
+    lessons,
+    lessons_if_room,
+    prune_and_repair_,
+    states,
+)
 from skillprune.repair.methods import RIDGES
 from skillprune.surgery import prune_
 
@@ -613,6 +625,43 @@ def test_the_cost_is_linear_in_depth(family: str) -> None:
     assert len(per_layer) == 1
     # The decoder is looked at twice, before and after its encoder was cut, and that runs the encoder.
     assert per_layer.pop() <= (6 if family == "bart" else 4) * len(batches)
+
+
+@families
+@pytest.mark.parametrize("method", ["mean", "least_squares"])
+def test_repairs_that_share_lessons_come_to_the_same_and_run_the_dense_network_once(family: str, method: str) -> None:
+    batches, shared, runs = batches_for(family, lengths=LENGTHS), Lessons(), []
+    whole = range(WIDTH)
+    for keep in ((whole, KEEP[1], whole), KEEP, (whole, range(3), KEEP[0])):
+        alone, sharing, plan = model_of(family), model_of(family), plan_for(family, *keep)
+        expected = prune_and_repair_(alone, plan, batches, method=method)
+        with counted(sharing) as calls:
+            assert prune_and_repair_(sharing, plan, batches, method=method, lessons=shared) == expected
+        assert_close(sharing, alone, rtol=0)
+        runs.append(sum(calls.values()))
+    assert runs[2] < runs[0]  # the second plan cuts more
+
+
+@contextmanager
+def counted(model: PreTrainedModel) -> Iterator[Counter[str]]:
+    """How often every block of the model itself runs."""
+    calls: Counter[str] = Counter()
+    hooks = [
+        ffn.block.register_forward_hook(lambda *_, name=f"{ffn.stack.name} {ffn.layer}": calls.update([name]))
+        for ffn in find_ffns(model)
+    ]
+    yield calls
+    for hook in hooks:
+        hook.remove()
+
+
+def test_lessons_are_kept_only_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batches = model_of("bart"), batches_for("bart", lengths=LENGTHS)
+    positions = {name: sum(batch.mask_of(name).numel() for batch in batches) for name in ("input", "output")}
+    wanted = (LAYERS * positions["input"] + 2 * positions["output"]) * 16 * 16 / lessons._MEMORY_SHARE
+    for free, kept in ((wanted + 1, True), (wanted - 1, False)):
+        monkeypatch.setattr(lessons, "free_bytes", lambda device, free=free: free)
+        assert (lessons_if_room(model, batches) is not None) == kept
 
 
 @pytest.mark.parametrize("ridge", [0.01, 1e-4])

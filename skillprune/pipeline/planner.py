@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,7 @@ from skillprune.planning import (
 )
 from skillprune.progress import Progress
 from skillprune.recipe import Recipe
-from skillprune.repair import LayerError, prune_and_repair_
+from skillprune.repair import LayerError, Lessons, lessons_if_room, prune_and_repair_
 from skillprune.scoring import NeuronScores
 
 EXPORTED = "text-classification"
@@ -122,7 +123,9 @@ class Planner:
             return replace(plan, keep=chosen_again(self.dense(), plan, scores, calibration, repair, self.progress))
         return plan
 
-    def repair_(self, model: PreTrainedModel, plan: PruningPlan) -> tuple[LayerError, ...]:
+    def repair_(
+        self, model: PreTrainedModel, plan: PruningPlan, lessons: Lessons | None = None
+    ) -> tuple[LayerError, ...]:
         """Prunes a dense model in place as the recipe asks."""
         repair = self.recipe.repair
         return prune_and_repair_(
@@ -133,6 +136,7 @@ class Planner:
             ridge=repair.ridge,
             sequential=repair.sequential,
             attention=repair.attention,
+            lessons=lessons,
             progress=self.progress,
         )
 
@@ -157,7 +161,7 @@ class Planner:
         trials = Candidates(
             load=self.dense,
             plan_for=plan_for,
-            repair_=self.repair_,
+            repair_=partial(self.repair_, lessons=lessons_if_room(self.source.model, self.detection.data.calibration)),
             validation=self.detection.data.validation,
             metric=self.metric,
             seed=self.recipe.seed,

@@ -64,8 +64,9 @@ def room_for(first: Tensor, batches: Sequence[Batch], side: Side) -> States:
     """Empty states for all batches, where there is room for them, given some of them, ``(..., features)``."""
     tokens = sum(batch.mask_of(side).numel() for batch in batches)
     wanted = tokens * first.shape[-1] * first.element_size()
-    return States(None if wanted <= MEMORY_SHARE * _free_bytes(first.device) else DiskArrays())
+    return States(None if wanted <= MEMORY_SHARE * free_bytes(first.device) else DiskArrays())
 
 
-def _free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free where tensors of a device live."""
     return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else psutil.virtual_memory().available

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from skillprune.data import Batch
 from skillprune.families import FFN, Side, copy_of
 from skillprune.progress import Progress, track
-from skillprune.repair.carry import Call, Step, Trace, advance, enter, finish, outputs_of, read_by, step
+from skillprune.repair.carry import Trace, advance, enter, finish, read_by, step
+from skillprune.repair.lessons import Teacher, precise
 from skillprune.repair.methods import Statistics
 from skillprune.repair.moments import Moments
 from skillprune.repair.states import States, room_for
@@ -68,120 +69,87 @@ class _Halt:
 
 
 class SideBySide:
-    """Carries the dense and the pruned network: targets lead the pruned one back to the dense one's residual stream.
+    """Carries the pruned network beside the dense one, to whose residual stream targets lead it back.
 
-    Goes on with the traces' own hidden states, which are of no use to others afterwards.
+    Goes on with the pruned network's own hidden states, which are of no use to others afterwards.
     """
 
-    def __init__(self, dense: Trace, pruned: Trace, batches: Sequence[Batch], weigh: Weigh, progress: Progress) -> None:
-        self._dense, self._pruned, self._batches, self._weigh, self._progress = dense, pruned, batches, weigh, progress
-        self._teacher, self._student = dense.hidden, pruned.hidden if pruned is not dense else dense.hidden.copy()
-        # Of the block the dense network has last been through: the stream after its FFN, in float32 at least, and what
-        # that read; and what it reads in the pruned network.
-        self._wanted, self._heard = dense.hidden.copy(_precise(dense.hidden[0]).dtype), dense.hidden.copy()
-        self._read = dense.hidden.copy()
-        self._whole: FFN | None = None
-        self._taught = self._entered = -1
+    def __init__(
+        self, teacher: Teacher, pruned: Trace | None, batches: Sequence[Batch], weigh: Weigh, progress: Progress
+    ) -> None:
+        """Without a trace of the pruned network it enters the stack as the dense one does."""
+        self._teacher, self._batches, self._weigh, self._progress = teacher, batches, weigh, progress
+        self._apart = pruned is not None
+        self._calls = teacher.calls if pruned is None else pruned.calls
+        self._student = teacher.start() if pruned is None else pruned.hidden
+        self._read, self._entered = self._student.copy(), -1  # what the FFN reads in a block that was entered
         self._halt: _Halt | None = None
-        self._apart = pruned is not dense
 
     def attending(self, ffn: FFN) -> Statistics | None:
         """The input of the projections that attention reads through, in the pruned and in the dense network."""
         if not self._apart:
             return None
-        whole, found = self._dense_block(ffn), _unheard(ffn.attending[0])
+        lesson, found = self._teacher.lesson(ffn), _unheard(ffn.attending[0])
         for number, batch in enumerate(track(self._batches, f"{_place(ffn)} attention's input", self._progress)):
-            read = read_by(ffn.attending[0], ffn, self._student[number], self._call(ffn, number))
-            wanted = read_by(whole.attending[0], whole, self._teacher[number], self._dense.calls[ffn.layer][number])
-            _add(found, batch, ffn.stack.side, read, wanted.to(read.device), alike(read))
+            read = read_by(ffn.attending[0], ffn, self._student[number], self._calls[ffn.layer][number])
+            _add(found, batch, ffn.stack.side, read, lesson.listened[number].to(read.device), alike(read))
         return found
 
     def attention(self, ffn: FFN) -> Statistics | None:
         """The projection's input in the pruned network, and what would make its stream the dense one's."""
         if not self._apart:
             return None
-        found = _nothing(ffn.attention)
+        lesson, found = self._teacher.lesson(ffn), _nothing(ffn.attention)
         for number, batch in enumerate(track(self._batches, f"{_place(ffn)} attention", self._progress)):
-            entering = _precise(self._teacher[number])
-            with outputs_of(self._dense_block(ffn).attention) as mixed:
-                self._teach(ffn, number)
-            read = read_by(ffn.attention, ffn, self._student[number], self._call(ffn, number))
-            wanted = entering.to(read.device) + mixed[0]
+            read = read_by(ffn.attention, ffn, self._student[number], self._calls[ffn.layer][number])
+            wanted = lesson.attended[number].to(read.device)
             target = wanted - self._student[number].to(read.device)
             _add(found, batch, ffn.stack.side, read, target, self._weigh(wanted))
-        self._taught = ffn.layer
         return found
 
     def entering(self, ffn: FFN) -> Statistics | None:
         """The FFN's input in the pruned and in the dense network."""
         if not self._apart:
             return None
-        found = _unheard(ffn.up)
+        lesson, found = self._teacher.lesson(ffn), _unheard(ffn.up)
         for number, batch in enumerate(track(self._batches, f"{_place(ffn)} input", self._progress)):
             read = self._enter(ffn, number)
-            _add(found, batch, ffn.stack.side, read, self._heard[number].to(read.device), alike(read))
-        self._taught = self._entered = ffn.layer
+            _add(found, batch, ffn.stack.side, read, lesson.read[number].to(read.device), alike(read))
+        self._entered = ffn.layer
         return found
 
     def ffn(self, ffn: FFN, read: Sequence[int]) -> Statistics:
         """Activations are the pruned network's, and only of the neurons that are read."""
-        narrow = _narrowed(ffn, read)
+        lesson, narrow = self._teacher.lesson(ffn), _narrowed(ffn, read)
         found = _nothing(narrow.down)
         fired = room_for(self._student[0].new_empty(0, len(read)), self._batches, ffn.stack.side)
         for number, batch in enumerate(track(self._batches, _place(ffn), self._progress)):
-            activations = self._fire(ffn, narrow, read, number)
+            entered = self._read[number] if self._entered == ffn.layer else self._enter(ffn, number)
+            with torch.inference_mode():
+                activations = narrow.fire(entered)
             residual = self._student[number]
-            wanted = self._wanted[number].to(residual.device)
+            wanted = lesson.written[number].to(residual.device)
             _add(found, batch, ffn.stack.side, activations, wanted - residual, self._weigh(wanted))
             fired.append(activations)
-        self._taught, self._halt = ffn.layer, _Halt(read, fired)
+        self._halt = _Halt(read, fired)
         return found
 
     def leave(self, ffn: FFN, kept: Sequence[int]) -> None:
-        """Of a block that was looked at, the dense network has left already, and the pruned one has half done it."""
+        """A block that was looked at, the pruned network has half done."""
         halt, self._halt = self._halt, None
+        self._teacher.leave(ffn)
         for number in range(len(self._batches)):
-            if self._taught != ffn.layer:
-                self._teacher[number] = advance(ffn, self._teacher[number], self._dense.calls[ffn.layer][number])
             if halt is None:
-                self._student[number] = advance(ffn, self._student[number], self._call(ffn, number))
+                self._student[number] = advance(ffn, self._student[number], self._calls[ffn.layer][number])
             else:
                 self._student[number] = finish(ffn, self._student[number], halt.activations(number, kept))
-        self._apart = self._apart or self._taught == ffn.layer
-
-    def _fire(self, ffn: FFN, narrow: FFN, read: Sequence[int], number: int) -> Tensor:
-        """How the neurons that are read fire in the pruned network, which below the first cut is the dense one."""
-        if not self._apart:
-            seen = self._teach(ffn, number)
-            self._student[number] = seen.residual
-            return seen.activations[..., list(read)]
-        entered = self._read[number] if self._entered == ffn.layer else self._enter(ffn, number)
-        with torch.inference_mode():
-            return narrow.fire(entered)
+        self._apart = self._apart or halt is not None
 
     def _enter(self, ffn: FFN, number: int) -> Tensor:
-        """Takes the pruned network to the FFN, whose input is kept; the dense one goes through the block."""
-        if self._taught != ffn.layer:
-            self._teach(ffn, number)
-        read, self._student[number] = enter(ffn, self._student[number], self._call(ffn, number))
+        """Takes the pruned network to the FFN, whose input is kept and returned."""
+        read, self._student[number] = enter(ffn, self._student[number], self._calls[ffn.layer][number])
         self._read[number] = read
         return read
-
-    def _teach(self, ffn: FFN, number: int) -> Step:
-        """Takes the dense network through the block as it was."""
-        seen = step(self._dense_block(ffn), self._teacher[number], self._dense.calls[ffn.layer][number])
-        self._teacher[number], self._heard[number] = seen.hidden, seen.read
-        self._wanted[number] = _precise(seen.written) + seen.residual
-        return seen
-
-    def _dense_block(self, ffn: FFN) -> FFN:
-        """A copy of the block, made when it is first asked for: before anything in it is rewritten."""
-        if self._whole is None or self._whole.layer != ffn.layer:
-            self._whole = copy_of(ffn)
-        return self._whole
-
-    def _call(self, ffn: FFN, number: int) -> Call:
-        return self._pruned.calls[ffn.layer][number]
 
 
 class Dense:
@@ -209,7 +177,7 @@ class Dense:
         found = _no_moments(len(read), ffn.down.out_features, ffn.down.weight.device)
         for number, batch in enumerate(track(self._batches, _place(ffn), self._progress)):
             seen = step(ffn, self._hidden[number], self._dense.calls[ffn.layer][number])
-            weights = self._weigh(_precise(seen.written) + seen.residual)
+            weights = self._weigh(precise(seen.written) + seen.residual)
             _add(found, batch, ffn.stack.side, seen.activations[..., list(read)], seen.written, weights)
             self._hidden[number] = seen.hidden
         self._taught = ffn.layer
@@ -237,14 +205,9 @@ def inverse_variance(stream: Tensor) -> Tensor:
 
     In pre-norm blocks and with a root mean square instead, this is the scale of what the next norm will see.
     """
-    stream = _precise(stream)
+    stream = precise(stream)
     deviations = stream - stream.mean(dim=-1, keepdim=True)
     return 1 / deviations.square().mean(dim=-1).clamp(min=_LEAST_VARIANCE)  # `var` itself is slow on a CPU
-
-
-def _precise(stream: Tensor) -> Tensor:
-    """In float32 at least: the difference of two streams in half precision has few digits left."""
-    return stream.to(torch.promote_types(stream.dtype, torch.float32))
 
 
 def _place(ffn: FFN) -> str:

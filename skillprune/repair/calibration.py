@@ -1,0 +1,53 @@
+"""Whether calibration batches can carry a repair: what cannot is refused, what will lean on its ridge is told."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+
+from skillprune.data import Batch
+from skillprune.errors import DataError
+from skillprune.families import FFN, Side, by_stack
+from skillprune.planning import PruningPlan
+from skillprune.repair.methods import are_few
+from skillprune.repair.walk import held_out
+
+logger = logging.getLogger(__name__)
+
+
+def refuse_unusable(ffns: Sequence[FFN], batches: Sequence[Batch]) -> None:
+    """Sees to it that there is something to fit on.
+
+    Raises:
+        DataError: there are no examples, or a decoder beside an encoder is not told its real positions.
+    """
+    if not any(bool((~held_out(batch)).any()) for batch in batches):
+        raise DataError("there are no calibration examples to repair on; give at least one batch")
+    written = any(ffn.stack.side == "output" for ffn in ffns)
+    if written and any(batch.targets is None for batch in batches):
+        raise DataError("the decoder can only be repaired on batches with targets, which tell its real positions")
+
+
+def warn_of_few_tokens(ffns: Sequence[FFN], plan: PruningPlan, batches: Sequence[Batch], *, attention: bool) -> None:
+    """Once, of the first fit that has few tokens for its columns."""
+    for side, columns in _fits(ffns, plan, attention):
+        tokens = sum(int(batch.mask_of(side)[~held_out(batch)].sum()) for batch in batches)
+        if are_few(tokens, columns):
+            logger.warning(
+                "%d calibration tokens are few to fit %d columns: a strong ridge will keep weights near their old "
+                "values; give more examples",
+                *(tokens, columns),
+            )
+            return
+
+
+def _fits(ffns: Sequence[FFN], plan: PruningPlan, attention: bool) -> Iterator[tuple[Side, int]]:
+    """Which tokens every fit will read, and how many columns it has."""
+    for stack, layers in by_stack(ffns).items():
+        cut = [ffn for ffn in layers if len(plan.keep[stack][ffn.layer]) < ffn.width]
+        for ffn in cut:
+            yield ffn.stack.side, len(plan.keep[stack][ffn.layer])
+            if ffn is not cut[0]:
+                yield ffn.stack.side, ffn.up.in_features
+                if attention:
+                    yield ffn.stack.side, ffn.attention.in_features

@@ -1,0 +1,90 @@
+"""Rewrites projections in place by what they read and should write, or should have read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from skillprune.families import FFN
+from skillprune.repair.methods import Method, Statistics, least_squares, slice_only
+from skillprune.surgery import remove_neurons_
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """How far one layer's output is from the dense network's, as a share of the target's variance, on held-out tokens.
+
+    Attributes:
+        stack: name of the stack.
+        layer: index in the stack.
+        before: after slicing only.
+        after: after the repair.
+    """
+
+    stack: str
+    layer: int
+    before: float
+    after: float
+
+    def __str__(self) -> str:
+        return f"  {self.stack} {self.layer:>2}  output missed: {self.before:7.2%} sliced, {self.after:7.2%} repaired"
+
+
+def repair_layer_(
+    ffn: FFN, statistics: Statistics, read: Sequence[int], kept: Sequence[int], method: Method, ridge: float | None
+) -> LayerError:
+    """Removes neurons of one FFN in place and rewrites what stays; ``read`` are those that statistics are of."""
+    statistics.refuse_not_finite(ffn)
+    weight, bias = _parameters(ffn.down, statistics)
+    weight = weight[:, list(read)]
+    place = {neuron: number for number, neuron in enumerate(read)}
+    places = torch.tensor([place[neuron] for neuron in kept], dtype=torch.long, device=weight.device)
+    before = statistics.measure.error(*slice_only(statistics, weight, bias, places, ridge), places)
+    new_weight, new_bias = method.solve(statistics, weight, bias, places, ridge)
+    remove_neurons_(ffn, kept)
+    _write_(ffn.down, new_weight, new_bias)
+    return LayerError(ffn.stack.name, ffn.layer, before, statistics.measure.error(new_weight, new_bias, places))
+
+
+def refit_(ffn: FFN, linear: nn.Linear, statistics: Statistics | None, ridge: float | None) -> None:
+    """Rewrites a projection so that it writes what it should, given what it reads."""
+    if statistics is not None:
+        statistics.refuse_not_finite(ffn)
+        weight, bias = _parameters(linear, statistics)
+        _write_(linear, *least_squares(statistics, weight, bias, _all_columns(weight), ridge))
+
+
+def lead_back_(ffn: FFN, linears: Sequence[nn.Linear], statistics: Statistics | None, ridge: float | None) -> None:
+    """Folds a map into projections of one input: from what that is to what it should be, drawn towards no change.
+
+    With ``x -> M x + c`` a projection becomes ``W M x + W c + b``; without a bias to take ``W c``, there is no ``c``.
+    """
+    if statistics is not None:
+        statistics.refuse_not_finite(ffn)
+        moments = statistics.fit
+        shift = None if any(linear.bias is None for linear in linears) else torch.zeros_like(moments.activation)
+        unchanged = torch.eye(len(moments.gram), dtype=moments.gram.dtype, device=moments.gram.device)
+        turned, shift = least_squares(statistics, unchanged, shift, _all_columns(unchanged), ridge)
+        for linear in linears:
+            weight, bias = _parameters(linear, statistics)
+            _write_(linear, weight @ turned, None if shift is None or bias is None else bias + weight @ shift)
+
+
+def _parameters(linear: nn.Linear, statistics: Statistics) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias as they are, in float64, where the statistics are."""
+    moments = statistics.fit.gram
+    return linear.weight.detach().to(moments), None if linear.bias is None else linear.bias.detach().to(moments)
+
+
+def _write_(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+        if bias is not None:
+            linear.bias.copy_(bias)
+
+
+def _all_columns(weight: Tensor) -> Tensor:
+    return torch.arange(weight.shape[1], device=weight.device)
