@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import skillprune
 from skillprune import Recipe, load_recipe
 from skillprune.benchmark import environment
 
@@ -48,13 +50,22 @@ def kept_row(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     path = PARTS / "rows" / f"{name}.json"
     if path.is_file():
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    row = make()
+    row = {**make(), "code": code_fingerprint()}
     print(row, flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".draft")
     draft.write_text(json.dumps(row), encoding="utf-8")
     draft.replace(path)
     return row
+
+
+def code_fingerprint() -> str:
+    """Of all that says which neurons stay and what the others become: parts made by other code are told apart by it."""
+    package, told = Path(skillprune.__file__).parent, hashlib.sha256()
+    for room in ("families.py", "surgery.py", "scoring", "planning", "repair"):
+        for path in sorted((package / room).rglob("*.py")) if (package / room).is_dir() else [package / room]:
+            told.update(path.read_bytes())
+    return told.hexdigest()[:8]
 
 
 def over_seeds(rows: Sequence[Mapping[str, Any]], arm: Sequence[str], value: str) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from findings import SHARED, batches, spec
-from provenance import HERE, PARTS, over_seeds, write_result
+from provenance import HERE, PARTS, code_fingerprint, over_seeds, write_result
 from verdict import standing
 
 from skillprune import KeepRatio, load_source, load_splits, plan_pruning, prune_and_repair_, resolve_task
@@ -171,7 +171,7 @@ class Bench:
         seconds = monotonic() - started
         found = predict_split(torch_predictor(model), test)
         path.parent.mkdir(parents=True, exist_ok=True)
-        facts = json.dumps({"widths": widths, "seconds": round(seconds, 1)})
+        facts = json.dumps({"widths": widths, "seconds": round(seconds, 1), "code": code_fingerprint()})
         draft = path.with_suffix(".draft")
         with draft.open("wb") as file:
             labels, predicted = (each.astype(np.uint8) for each in (found.labels, found.predicted))

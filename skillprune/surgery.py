@@ -53,7 +53,7 @@ def masked(model: PreTrainedModel, plan: PruningPlan) -> Iterator[PreTrainedMode
 @contextmanager
 def silenced(ffn: FFN, neurons: Sequence[int]) -> Iterator[None]:
     """Inside the context some neurons of one FFN give zero."""
-    mask = torch.ones(ffn.width, dtype=ffn.down.weight.dtype, device=ffn.down.weight.device)
+    mask = torch.ones(ffn.width, dtype=ffn.down.weight.dtype)
     mask[list(neurons)] = 0
     handle = ffn.down.register_forward_pre_hook(_multiply(mask))
     try:
@@ -98,6 +98,6 @@ def _shrink_(linear: nn.Linear, *, weight: Tensor, bias: Tensor | None) -> None:
 
 def _multiply(mask: Tensor) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
     def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (args[0] * mask, *args[1:])
+        return (args[0] * mask.to(args[0].device), *args[1:])
 
     return hook

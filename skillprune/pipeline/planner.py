@@ -69,14 +69,19 @@ class Planner:
         """Refuses what cannot be planned, without running anything.
 
         Raises:
-            RecipeError: a budget needs an exported or repaired model, which this kind of task has not; a plan needs
-                details that scores of several soft prompts do not have; or blocks are to be chosen one after the other
-                and repaired all at once.
+            RecipeError: a budget needs an exported or repaired model, which this kind of task has not, or cuts a model
+                whose weights are kept elsewhere; a plan needs details that scores of several soft prompts do not have;
+                or blocks are to be chosen one after the other and repaired all at once.
         """
         spec, kind, prompt = self.recipe.plan, self.recipe.task.type, self.recipe.scoring.prompt
         for field, asked in (("speedup", spec.speedup), ("max_drop", spec.max_drop)):
             if asked is not None and kind != EXPORTED:
                 raise RecipeError([Problem(f"plan.{field}", str(asked), f"needs a task of type {EXPORTED}")])
+        elsewhere = any(parameter.device.type == "meta" for parameter in self.source.model.parameters())
+        for field, cuts in (("max_drop", spec.max_drop is not None), ("selection", spec.selection == "blockwise")):
+            if cuts and elsewhere:
+                wanted = "prunes on trial, for which no weight may be kept outside the devices that compute"
+                raise RecipeError([Problem(f"plan.{field}", str(getattr(spec, field)), wanted)])
         if spec.selection == "blockwise" and not self.recipe.repair.sequential:
             wanted = "blockwise chooses on the network repaired so far; set repair.sequential to true"
             raise RecipeError([Problem("plan.selection", spec.selection, wanted)])

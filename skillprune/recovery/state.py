@@ -28,7 +28,6 @@ from skillprune.recovery.values import Epoch, Recovery, RecoverySettings
 
 _FORMAT = "skillprune recovery 1"
 _NOW, _BEST = "now", "best"
-_STEP = "step"
 
 
 @dataclass(eq=False)
@@ -105,8 +104,7 @@ class StateFile:
         parts: dict[str, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             kind, _, name = key.partition(".")
-            # AdamW counts its steps on the CPU, wherever the parameters are.
-            parts.setdefault(kind, {})[name] = value if kind == _STEP else value.to(parameters[name].device)
+            parts.setdefault(kind, {})[name] = value.to(parameters[name].device)
         _copy_(parameters, parts.pop(_NOW))
         best = parts.pop(_BEST)
         for kind, values in parts.items():

@@ -11,7 +11,7 @@ from skillprune.data import Batch
 from skillprune.families import FFN, by_stack, find_ffns
 from skillprune.planning import PruningPlan, Widths
 from skillprune.progress import Progress, silent
-from skillprune.repair.calibration import refuse_unusable, warn_of_few_tokens
+from skillprune.repair.calibration import refuse_unmendable, refuse_unusable, warn_of_few_tokens
 from skillprune.repair.carry import trace
 from skillprune.repair.lessons import Lessons, Teacher
 from skillprune.repair.methods import METHODS, Method, Statistics
@@ -61,6 +61,7 @@ def prune_and_repair_(
 
     Raises:
         PlanMismatch: the plan was made for other widths.
+        UnsupportedArchitecture: attention is to be mended and is not made of plain linear layers.
         DataError: there is nothing to fit on, or an activation is not finite; the model must not be used then.
         ValueError: there is no such method.
     """
@@ -68,8 +69,12 @@ def prune_and_repair_(
     check_plan(ffns, plan)
     repair = _method(method)
     refuse_unusable(ffns, batches)
+    mended = [
+        ffn for ffn in ffns if repair.fits and sequential and len(plan.keep[ffn.stack.name][ffn.layer]) < ffn.width
+    ]
+    refuse_unmendable(mended, attention=attention)
     if repair.fits and ridge is None:
-        warn_of_few_tokens(ffns, plan, batches, attention=attention)
+        warn_of_few_tokens(ffns, plan, batches, sequential=sequential, attention=attention)
     errors: list[LayerError] = []
 
     def prune_layer(walk: Walk, ffn: FFN) -> Sequence[int]:
@@ -115,8 +120,10 @@ def choose_and_repair_(
         DataError: there is nothing to fit on, or an activation is not finite; the model must not be used then.
         ValueError: there is no such method.
     """
-    repair = _method(method)
-    refuse_unusable(find_ffns(model), batches)
+    ffns, repair = find_ffns(model), _method(method)
+    refuse_unusable(ffns, batches)
+    mended = [ffn for ffn in ffns if repair.fits and widths[ffn.stack.name][ffn.layer] < ffn.width]
+    refuse_unmendable(mended, attention=attention)
     keep: dict[str, tuple[tuple[int, ...], ...]] = {}
 
     def prune_layer(walk: Walk, ffn: FFN) -> Sequence[int]:
@@ -125,6 +132,7 @@ def choose_and_repair_(
             if repair.fits:
                 _mend_what_leads_here_(ffn, walk, ridge, attention)
             statistics = walk.ffn(ffn, everything)
+            statistics.refuse_not_finite(ffn)
             kept = tuple(choose(ffn, statistics))
             repair_layer_(ffn, statistics, everything, kept, repair, ridge)
         keep[ffn.stack.name] = (*keep.get(ffn.stack.name, ()), kept)
@@ -162,15 +170,17 @@ def _side_by_side(
     model: PreTrainedModel, batches: Sequence[Batch], weigh: Weigh, lessons: Lessons | None, progress: Progress
 ) -> Iterator[tuple[Walk, Sequence[FFN]]]:
     """One walk per stack. Later stacks are traced again, because a pruned encoder hands its decoder other states."""
-    stacks = by_stack(find_ffns(model))
+    stacks, changed = by_stack(find_ffns(model)), False
     teachers = {} if lessons is None else lessons.teachers
     if not teachers:
         traced = {name: trace(model, layers, batches, progress) for name, layers in stacks.items()}
         for name, dense in traced.items():
             teachers[name] = Teacher(dense, batches, progress, remembers=lessons is not None)
-    for number, (name, layers) in enumerate(stacks.items()):
-        pruned = trace(model, layers, batches, progress) if number else None
-        yield SideBySide(teachers[name], pruned, batches, weigh, progress), layers
+    for name, layers in stacks.items():
+        pruned = trace(model, layers, batches, progress) if changed else None
+        walk = SideBySide(teachers[name], pruned, batches, weigh, progress)
+        yield walk, layers
+        changed = changed or walk.changed
 
 
 def _dense(

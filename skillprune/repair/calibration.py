@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from skillprune.data import Batch
 from skillprune.errors import DataError
-from skillprune.families import FFN, Side, by_stack
+from skillprune.families import FFN, Side
 from skillprune.planning import PruningPlan
 from skillprune.repair.methods import are_few
 from skillprune.repair.walk import held_out
@@ -28,9 +28,21 @@ def refuse_unusable(ffns: Sequence[FFN], batches: Sequence[Batch]) -> None:
         raise DataError("the decoder can only be repaired on batches with targets, which tell its real positions")
 
 
-def warn_of_few_tokens(ffns: Sequence[FFN], plan: PruningPlan, batches: Sequence[Batch], *, attention: bool) -> None:
+def refuse_unmendable(mended: Sequence[FFN], *, attention: bool) -> None:
+    """Sees to it, before anything is cut, that attention can be rewritten where it will be.
+
+    Raises:
+        UnsupportedArchitecture: a projection of attention is not a plain linear layer.
+    """
+    for ffn in mended if attention else ():
+        _ = (*ffn.attending, ffn.attention)  # finding them refuses what is not linear
+
+
+def warn_of_few_tokens(
+    ffns: Sequence[FFN], plan: PruningPlan, batches: Sequence[Batch], *, sequential: bool, attention: bool
+) -> None:
     """Once, of the first fit that has few tokens for its columns."""
-    for side, columns in _fits(ffns, plan, attention):
+    for side, columns in _fits(ffns, plan, sequential, attention):
         tokens = sum(int(batch.mask_of(side)[~held_out(batch)].sum()) for batch in batches)
         if are_few(tokens, columns):
             logger.warning(
@@ -41,13 +53,12 @@ def warn_of_few_tokens(ffns: Sequence[FFN], plan: PruningPlan, batches: Sequence
             return
 
 
-def _fits(ffns: Sequence[FFN], plan: PruningPlan, attention: bool) -> Iterator[tuple[Side, int]]:
+def _fits(ffns: Sequence[FFN], plan: PruningPlan, sequential: bool, attention: bool) -> Iterator[tuple[Side, int]]:
     """Which tokens every fit will read, and how many columns it has."""
-    for stack, layers in by_stack(ffns).items():
-        cut = [ffn for ffn in layers if len(plan.keep[stack][ffn.layer]) < ffn.width]
-        for ffn in cut:
-            yield ffn.stack.side, len(plan.keep[stack][ffn.layer])
-            if ffn is not cut[0]:
-                yield ffn.stack.side, ffn.up.in_features
-                if attention:
-                    yield ffn.stack.side, ffn.attention.in_features
+    cut = [ffn for ffn in ffns if len(plan.keep[ffn.stack.name][ffn.layer]) < ffn.width]
+    for ffn in cut:
+        yield ffn.stack.side, len(plan.keep[ffn.stack.name][ffn.layer])
+        if sequential and ffn is not cut[0]:
+            yield ffn.stack.side, ffn.up.in_features
+            if attention:
+                yield ffn.stack.side, ffn.attention.in_features

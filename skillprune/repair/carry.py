@@ -131,7 +131,8 @@ def step(ffn: FFN, hidden: Tensor, call: Call) -> Step:
 def finish(ffn: FFN, residual: Tensor, activations: Tensor) -> Tensor:
     """What the next block gets, from where `step` looked on: nothing of the block before that runs again."""
     with torch.inference_mode():
-        output = ffn.after(residual + ffn.down(activations))
+        written = ffn.down(activations)
+        output = ffn.after(residual.to(written.device) + written)
     assert isinstance(output, Tensor)
     return output
 
@@ -187,15 +188,15 @@ def _stopping_before(*modules: nn.Module) -> Iterator[list[Tensor]]:
 @contextmanager
 def _unchunked(block: nn.Module) -> Iterator[None]:
     """The block calls its FFN once for all tokens, also where its config asks for several calls."""
-    told = vars(block)
-    chunk = told.get("chunk_size_feed_forward")
-    if chunk is not None:
+    chunked = [vars(module) for module in block.modules() if "chunk_size_feed_forward" in vars(module)]
+    sizes = [told["chunk_size_feed_forward"] for told in chunked]
+    for told in chunked:
         told["chunk_size_feed_forward"] = 0
     try:
         yield
     finally:
-        if chunk is not None:
-            told["chunk_size_feed_forward"] = chunk
+        for told, size in zip(chunked, sizes, strict=True):
+            told["chunk_size_feed_forward"] = size
 
 
 def _uncached(argument: Any) -> Any:

@@ -88,7 +88,8 @@ class Teacher:
     def _watch(self, ffn: FFN, number: int) -> Iterator[Tensor]:
         """Takes one batch through the block."""
         entering = precise(self._hidden[number])
-        with inputs_of(ffn.attending[0]) as listened, outputs_of(ffn.attention) as attention:
+        reads, writes = (ffn.block.get_submodule(path) for path in (ffn.stack.attending[0], ffn.stack.attention))
+        with inputs_of(reads) as listened, outputs_of(writes) as attention:
             seen = step(ffn, self._hidden[number], self.calls[ffn.layer][number])
         self._hidden[number] = seen.hidden
         yield listened[0]

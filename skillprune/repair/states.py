@@ -52,6 +52,7 @@ class States:
         return kept.to(self._devices[number], copy=self._files is not None)
 
     def __setitem__(self, number: int, tensor: Tensor) -> None:
+        self._devices[number] = tensor.device  # a model spread over devices moves its states from one to the next
         assert tensor.dtype == self._kept[number].dtype  # a file would round silently
         if self._files is None:
             self._kept[number] = tensor

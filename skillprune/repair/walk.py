@@ -80,6 +80,7 @@ class SideBySide:
         """Without a trace of the pruned network it enters the stack as the dense one does."""
         self._teacher, self._batches, self._weigh, self._progress = teacher, batches, weigh, progress
         self._apart = pruned is not None
+        self.changed = False  # no block of this stack has lost neurons yet
         self._calls = teacher.calls if pruned is None else pruned.calls
         self._student = teacher.start() if pruned is None else pruned.hidden
         self._read, self._entered = self._student.copy(), -1  # what the FFN reads in a block that was entered
@@ -127,11 +128,11 @@ class SideBySide:
             entered = self._read[number] if self._entered == ffn.layer else self._enter(ffn, number)
             with torch.inference_mode():
                 activations = narrow.fire(entered)
-            residual = self._student[number]
+            residual = self._student[number].to(activations.device)
             wanted = lesson.written[number].to(residual.device)
             _add(found, batch, ffn.stack.side, activations, wanted - residual, self._weigh(wanted))
             fired.append(activations)
-        self._halt = _Halt(read, fired)
+        self._halt, self.changed = _Halt(read, fired), True
         return found
 
     def leave(self, ffn: FFN, kept: Sequence[int]) -> None:
@@ -143,7 +144,7 @@ class SideBySide:
                 self._student[number] = advance(ffn, self._student[number], self._calls[ffn.layer][number])
             else:
                 self._student[number] = finish(ffn, self._student[number], halt.activations(number, kept))
-        self._apart = self._apart or halt is not None
+        self._apart = self._apart or self.changed
 
     def _enter(self, ffn: FFN, number: int) -> Tensor:
         """Takes the pruned network to the FFN, whose input is kept and returned."""
