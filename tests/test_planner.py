@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from naive import down_modules, lone_examples, score
 from numpy.typing import NDArray
 from runs import LABELS as RUN_LABELS
@@ -25,6 +26,7 @@ from skillprune.answers import Classifier
 from skillprune.benchmark import Latency, Ratio, measure_latency
 from skillprune.checkpoint import load_source, save_pruned
 from skillprune.data import Batch
+from skillprune.errors import RecipeError
 from skillprune.evaluation import accuracy
 from skillprune.families import find_ffns
 from skillprune.pipeline import Run, detection, planner, sensitivity
@@ -453,6 +455,18 @@ def test_blockwise_and_a_repair_in_one_shot_exclude_each_other(tmp_path: Path) -
     recipe = write_recipe(tmp_path, scoring=SKILL, plan=plan, repair={"sequential": False})
     refused = invoke("plan", recipe, "--output", tmp_path / "out")
     assert refused.code == 2 and "plan.selection" in refused.text and "repair.sequential" in refused.text
+
+
+@pytest.mark.parametrize("plan", [{"max_drop": 0.01}, {"keep_ratio": 0.5, "selection": "blockwise"}], ids=str)
+def test_a_plan_that_cuts_on_trial_is_refused_where_weights_are_kept_elsewhere(
+    tmp_path: Path, plan: dict[str, Any]
+) -> None:
+    set_up(tmp_path)
+    recipe = load_recipe(write_recipe(tmp_path, scoring=SKILL, plan=plan))
+    with Run(recipe, tmp_path / "out") as run:
+        cpu_offload(run.source.model, execution_device=torch.device("cpu"))
+        with pytest.raises(RecipeError, match=rf"plan\.{list(plan)[-1]}.*no weight may be kept outside"):
+            run._planner.check()
 
 
 def test_blockwise_and_a_floor_exclude_each_other(tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ class RepairSpec(Spec):
     method: Literal["zero", "mean", "least_squares"] = Field(
         default="least_squares",
         description="`zero` only slices, `mean` folds the pruned neurons' mean into the bias, "
-        "`least_squares` refits the down projection.",
+        "`least_squares` refits the projections around them.",
     )
     ridge: Annotated[StrictFloat, Field(gt=0)] | None = Field(
         default=None,
