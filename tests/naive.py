@@ -186,7 +186,8 @@ def details_by_site(scores: NeuronScores, name: str) -> dict[Site, np.ndarray]:
 def lone_ffn(neurons: int, *, hidden: int = 2, bias: bool = True) -> FFN:
     """An FFN without a model, for criteria that are fed by hand; float64."""
     up, down = nn.Linear(hidden, neurons).double(), nn.Linear(neurons, hidden, bias=bias).double()
-    return FFN(Stack("encoder", "", "", "", "", "", ""), 0, nn.Identity(), "", up, down, up, nn.Identity())
+    stack = Stack("encoder", *[""] * 6, attending=(), attention="")
+    return FFN(stack, 0, nn.Identity(), "", up, down, nn.Identity(), up, nn.Identity())
 
 
 def feed(
