@@ -21,9 +21,6 @@ GRADED_EXAMPLES = 512
 METRIC_IDENTITY = 0.05
 """Share of the identity in the output metric, so that no direction of the output is free."""
 
-FELT_SHARE = 0.3
-"""Share of the second moments in which tokens count by how much the answers feel an error there."""
-
 _BLOCKS = 8
 
 
@@ -32,9 +29,8 @@ class Skill(Criterion):
 
     The error that removing neurons leaves in the layer's output, after the others were refitted, is measured in the
     metric ``G = E[g g^T]``, where ``g`` is the gradient of a random contrast of the model's own answers at that output.
-    So a neuron is dear when the others cannot replace it *and* the answers depend on what it writes. In the error,
-    `FELT_SHARE` of the weight goes to tokens in proportion to ``|g|^2``, the rest to all tokens alike; labels are not
-    used. Gradients come from the first `GRADED_EXAMPLES` examples.
+    So a neuron is dear when the others cannot replace it *and* the answers depend on what it writes. Tokens count
+    alike; labels are not used. The first gradients come from the first `GRADED_EXAMPLES` examples.
 
     A score is the summed cost at which the neuron goes; details are the elimination ``order`` and its ``cost`` curve,
     in units of squared change of the answers' contrast per token, so that layers can be compared.
@@ -47,41 +43,34 @@ class Skill(Criterion):
     reads = (_gram, _metric)
 
     def start(self, ffn: FFN, split: Split, device: torch.device) -> State:
-        """Second moments of activations, the same as far as answers feel them, and those of gradients at the output."""
+        """Second moments of activations, and of gradients at the output."""
         hidden = ffn.down.weight.shape[0]
         return {
             "gram": zeros(device, ffn.width, ffn.width),
             "sum": zeros(device, ffn.width),
             "tokens": zeros(device),
-            "felt_gram": zeros(device, ffn.width, ffn.width),
-            "felt_sum": zeros(device, ffn.width),
-            "felt": zeros(device),
             "metric": zeros(device, hidden, hidden),
             "graded": zeros(device),
         }
 
     @classmethod
     def state_bytes(cls, ffn: FFN) -> int:
-        """Three square matrices in float64."""
-        return 8 * (2 * ffn.width**2 + ffn.down.weight.shape[0] ** 2)
+        """Two square matrices in float64."""
+        return 8 * (ffn.width**2 + ffn.down.weight.shape[0] ** 2)
 
     def update(self, read: Read, seen: Observation) -> None:
         """Adds the products of the batch's real tokens, made in the tokens' dtype, to sums in float64."""
         if read == self._gram:
             state = self.state(seen.ffn, read.split, seen.tokens.device)
-            _add_products_(state["gram"], seen.tokens, seen.tokens)
-            state["sum"] += seen.tokens.sum(dim=0, dtype=torch.float64)
+            total = seen.tokens.sum(dim=0, dtype=torch.float64)
+            _add_products_(state["gram"], seen.tokens)
+            state["sum"] += total
             state["tokens"] += len(seen.tokens)
         else:
             gradients = seen.output_tokens
             state = self.state(seen.ffn, read.split, gradients.device)
             state["metric"] += gradients.T @ gradients
             state["graded"] += len(gradients)
-            weights = gradients.square().sum(dim=1)
-            weighted = seen.tokens * weights.unsqueeze(1)
-            _add_products_(state["felt_gram"], weighted, seen.tokens)
-            state["felt_sum"] += weighted.sum(dim=0, dtype=torch.float64)
-            state["felt"] += weights.sum(dtype=torch.float64)
 
     def finish(self, ffn: FFN) -> LayerScores:
         """Eliminates neuron after neuron; scores ``(neurons,)``.
@@ -100,10 +89,11 @@ class Skill(Criterion):
                 "give more examples",
                 *(int(tokens), ffn.width),
             )
-        centred = ffn.down.bias is not None  # the bias takes over the mean, so only deviations cost anything
-        gram = _moments(state["gram"], state["sum"], tokens, centred)
-        felt = _moments(state["felt_gram"], state["felt_sum"], state["felt"], centred)
-        gram = _mixed(gram, felt, FELT_SHARE)
+        gram = torch.triu(state["gram"]) / tokens
+        gram = gram + torch.triu(gram, diagonal=1).T
+        if ffn.down.bias is not None:  # the bias takes over the mean, so only deviations cost anything
+            mean = state["sum"] / tokens
+            gram = gram - torch.outer(mean, mean)
         metric = _output_metric(state["metric"], state["graded"])
         found = eliminate(gram, ffn.down_weight().to(gram), metric)
         scores = torch.empty_like(found.cost)
@@ -122,23 +112,9 @@ def _output_metric(summed: Tensor, tokens: Tensor) -> Tensor:
     return metric + METRIC_IDENTITY * size * identity if bool(size > 0) else identity
 
 
-def _moments(products: Tensor, sums: Tensor, weight: Tensor, centred: bool) -> Tensor:
-    """Second moments from an upper triangle of sums; zeros where nothing was summed."""
-    upper = torch.triu(products) / weight.clamp(min=torch.finfo(weight.dtype).tiny)
-    gram = upper + torch.triu(upper, diagonal=1).T
-    mean = sums / weight.clamp(min=torch.finfo(weight.dtype).tiny)
-    return gram - torch.outer(mean, mean) if centred else gram
-
-
-def _mixed(gram: Tensor, felt: Tensor, share: float) -> Tensor:
-    """Two second moments at the size of the first; where answers feel nothing, all of it is the first."""
-    size, felt_size = gram.diagonal().mean(), felt.diagonal().mean()
-    return gram if not bool(felt_size > 0) else (1 - share) * gram + share * size / felt_size * felt
-
-
-def _add_products_(gram: Tensor, weighted: Tensor, tokens: Tensor) -> None:
-    """Adds ``weighted^T tokens``, which is symmetric, to the upper triangle; what is below its blocks is left alone."""
+def _add_products_(gram: Tensor, tokens: Tensor) -> None:
+    """Adds ``tokens^T tokens`` to the upper triangle, in blocks of columns; what is below the blocks is left alone."""
     edges = [round(block * len(gram) / _BLOCKS) for block in range(_BLOCKS + 1)]
-    products = [weighted[:, low:high].T @ tokens[:, low:] for low, high in zip(edges, edges[1:], strict=False)]
+    products = [tokens[:, low:high].T @ tokens[:, low:] for low, high in zip(edges, edges[1:], strict=False)]
     for low, high, product in zip(edges, edges[1:], products, strict=False):
         gram[low:high, low:] += product
