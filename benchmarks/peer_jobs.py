@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from provenance import HERE
+from provenance import HERE, PARTS
 
 from skillprune.data import Batch
 from skillprune.evaluation import Predictions
 
 SCRIPTS = HERE / "peers"
 WORK = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "skillprune-peers")
-"""Environments, and what is known of arms; to be deleted to start anew."""
+"""Environments and the samples' tokens; to be deleted to start anew."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Peer:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an arm.
+    """What became of an arm; kept with the results, so that other machines need not run it again.
 
     Attributes:
         widths: neurons per layer.
@@ -95,7 +95,7 @@ def run_peer(peer: Peer, checkpoint: Path, folder: Path, neurons: Sequence[int])
     Args:
         peer: the package.
         checkpoint: folder of the dense classifier.
-        folder: the sample's, with ``calibration.npz`` and ``test.npz``; outcomes go below it.
+        folder: the sample's, with ``calibration.npz`` and ``test.npz``.
         neurons: how many to keep in all layers together, for every arm.
 
     Raises:
@@ -133,7 +133,7 @@ def arm_folder(peer: Peer, folder: Path, arm: str, neurons: int) -> Path:
     """Where an arm's outcome is; another one for other settings or versions."""
     identity = json.dumps([peer.requirements, dict(peer.arms[arm])], sort_keys=True)
     short = hashlib.sha256(identity.encode()).hexdigest()[:8]
-    return folder / peer.name / f"{arm.replace(', ', '-').replace(' ', '-')}-{neurons}-{short}"
+    return PARTS / "peers" / folder.name / peer.name / f"{arm.replace(', ', '-').replace(' ', '-')}-{neurons}-{short}"
 
 
 def has_outcome(peer: Peer, folder: Path, arm: str, neurons: int) -> bool:
@@ -142,18 +142,11 @@ def has_outcome(peer: Peer, folder: Path, arm: str, neurons: int) -> bool:
 
 
 def read_outcome(peer: Peer, folder: Path, arm: str, neurons: int) -> Outcome:
-    """What an arm came to.
-
-    Raises:
-        ValueError: a logit is not finite.
-    """
+    """What an arm came to."""
     where = arm_folder(peer, folder, arm, neurons)
     found = json.loads((where / "outcome.json").read_text(encoding="utf-8"))
-    with np.load(where / "logits.npz") as file:
-        logits = file["logits"]
-    if not np.isfinite(logits).all():
-        raise ValueError(f"{peer.name}, {arm}: logits are not finite")
-    predicted = logits.argmax(axis=1).astype(np.int64)
+    with np.load(where / "answers.npz") as file:
+        predicted = file["predicted"].astype(np.int64)
     return Outcome(tuple(found["widths"]), found["parameters"], found["seconds"], found["versions"], predicted)
 
 

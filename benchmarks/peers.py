@@ -71,7 +71,7 @@ class Sample:
         labels: names of the classes.
         data: what skillprune scores with; its calibration batches are also what everyone repairs with.
         test: what everyone is judged by.
-        folder: where peers find the same, and leave their outcomes.
+        folder: where peers find the same.
     """
 
     task: str
@@ -136,7 +136,7 @@ def draw(task: str, seed: int, examples: int, test_examples: int | None) -> Samp
 
     data, test = ScoringData(batches(splits.calibration), batches(splits.validation)), splits.test[:test_examples]
     name = "-".join([task, str(seed), str(len(test)), source.fingerprint[:8], splits.fingerprint()[:8]])
-    sample = Sample(task, seed, checkpoint, tuple(resolved.labels), data, batches(test), WORK / "outcomes" / name)
+    sample = Sample(task, seed, checkpoint, tuple(resolved.labels), data, batches(test), WORK / "samples" / name)
     write_split(data.calibration, sample.folder / "calibration.npz")
     write_split(sample.test, sample.folder / "test.npz")
     return sample

@@ -171,7 +171,8 @@ class Bench:
         seconds = monotonic() - started
         found = predict_split(torch_predictor(model), test)
         path.parent.mkdir(parents=True, exist_ok=True)
-        facts = json.dumps({"widths": widths, "seconds": round(seconds, 1), "code": code_fingerprint()})
+        made_by = {"code": code_fingerprint(), "checkpoint": source.fingerprint[:8]}
+        facts = json.dumps({"widths": widths, "seconds": round(seconds, 1), **made_by})
         draft = path.with_suffix(".draft")
         with draft.open("wb") as file:
             labels, predicted = (each.astype(np.uint8) for each in (found.labels, found.predicted))

@@ -65,6 +65,7 @@ class Job:
         test: the same of the test split.
         arms: what to do, in order.
         packages: distributions whose versions belong to an outcome.
+        scratch: folder for what the peer leaves on the way.
     """
 
     checkpoint: Path
@@ -72,6 +73,7 @@ class Job:
     test: Path
     arms: tuple[Arm, ...]
     packages: tuple[str, ...]
+    scratch: Path
 
     def open_arms(self) -> Iterator[Arm]:
         """Arms without an outcome."""
@@ -85,10 +87,11 @@ def read_job() -> Job:
     """The job whose file is the only argument."""
     parser = argparse.ArgumentParser()
     parser.add_argument("job", type=Path)
-    given = json.loads(parser.parse_args().job.read_text(encoding="utf-8"))
+    path = parser.parse_args().job
+    given = json.loads(path.read_text(encoding="utf-8"))
     arms = tuple(Arm(each["name"], each["neurons"], each["settings"], Path(each["folder"])) for each in given["arms"])
     files = (Path(given[name]) for name in ("checkpoint", "calibration", "test"))
-    return Job(*files, arms, tuple(given["packages"]))
+    return Job(*files, arms, tuple(given["packages"]), path.parent)
 
 
 def load_dense(job: Job) -> PreTrainedModel:
@@ -145,8 +148,15 @@ def in_order(found: Sequence[NDArray[np.float32]], batches: Sequence[Batch]) -> 
 def write_outcome(
     job: Job, arm: Arm, logits: NDArray[np.float32], *, widths: Sequence[int], parameters: int, since: float
 ) -> None:
-    """Writes what became of an arm; the outcome comes last, so that whoever finds one finds it whole."""
-    np.savez(arm.folder / "logits.npz", logits=logits)
+    """Writes what became of an arm; the outcome comes last, so that whoever finds one finds it whole.
+
+    Raises:
+        ValueError: a logit is not finite.
+    """
+    if not np.isfinite(logits).all():
+        raise ValueError(f"{arm.name}: logits are not finite")
+    # There are 150 classes at most.
+    np.savez_compressed(arm.folder / "answers.npz", predicted=logits.argmax(axis=1).astype(np.uint8))
     outcome = {
         "widths": list(widths),
         "parameters": parameters,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from job import Arm, Batch, Job, answer, load_dense, read_batches, read_job, ups, write_outcome
 from textpruner import GeneralConfig, TransformerPruner, TransformerPruningConfig
@@ -33,17 +32,12 @@ def run(job: Job, arm: Arm, calibration: Sequence[Batch], test: Sequence[Batch])
         ffn_even_masking=even,
     )
     # The first scores depend only on whether widths are even, so arms share them through the library's own cache.
-    scores = first_scores(arm, even)
+    scores = job.scratch / f"scores-{'even' if even else 'uneven'}"
     pruner = TransformerPruner(model, settings, GeneralConfig(use_device="cpu", output_dir=str(scores)))
     pruner.prune([batch.tensors() for batch in calibration], save_model=False, rewrite_cache=False)
     widths = [up.weight.shape[0] for up in ups(model)]
     parameters = sum(parameter.numel() for parameter in model.parameters())
     write_outcome(job, arm, answer(model, test), widths=widths, parameters=parameters, since=since)
-
-
-def first_scores(arm: Arm, even: bool) -> Path:
-    """The folder in which TextPruner keeps the dense model's scores for this task and sample."""
-    return arm.folder.parent / f"scores-{'even' if even else 'uneven'}"
 
 
 if __name__ == "__main__":
