@@ -35,13 +35,12 @@ def prune_and_repair_(
     lessons: Lessons | None = None,
     progress: Progress = silent,
 ) -> tuple[LayerError, ...]:
-    """Prunes in place, bottom to top, and repairs every down projection before the next block is looked at.
+    """Prunes in place, bottom to top, and repairs every block before the next is looked at.
 
     The target of a layer is what its output must be for the residual stream to equal the dense network's, so every
-    repair also corrects what the layers below got wrong. Least squares does so wherever a block above the first cut
-    can: into what reads the stream (attention's inputs, the up projection) it folds a linear map that leads from what
-    the pruned network reads to what the dense one does; what writes to it (attention's output, the down projection) it
-    refits. All keep their shape. Hidden states are carried from block to block: the cost is linear in depth.
+    repair also corrects errors from below. Above the first cut, least squares folds into what reads the stream
+    (attention's inputs, up and gate) a linear map from what the pruned network reads to what the dense one does, and
+    refits what writes to it (attention's output, down). All keep their shape. The cost is linear in depth.
 
     Args:
         model: a model the plan was made for; changed in place.
@@ -50,10 +49,9 @@ def prune_and_repair_(
         method: ``zero``, ``mean`` or ``least_squares``.
         ridge: strength of the pull towards the old weights, relative to the mean squared activation; None takes the
             one that misses least on held-out examples.
-        sequential: off, every layer is fitted to the dense network's own activations, which costs less and
-            leaves each layer's errors to the layers above.
+        sequential: off, every layer is fitted to the dense network's own activations, and errors add up.
         attention: whether least squares mends attention too; only in blocks that lose neurons, above one that did.
-        lessons: what the dense network did, for further repairs of this model on these batches: four states per layer.
+        lessons: keep what the dense network did, for further repairs of this model on these batches.
         progress: told about every batch of every layer.
 
     Returns:
@@ -69,10 +67,8 @@ def prune_and_repair_(
     check_plan(ffns, plan)
     repair = _method(method)
     refuse_unusable(ffns, batches)
-    mended = [
-        ffn for ffn in ffns if repair.fits and sequential and len(plan.keep[ffn.stack.name][ffn.layer]) < ffn.width
-    ]
-    refuse_unmendable(mended, attention=attention)
+    if repair.fits and sequential and attention:
+        refuse_unmendable(ffns, plan.width_after)
     if repair.fits and ridge is None:
         warn_of_few_tokens(ffns, plan, batches, sequential=sequential, attention=attention)
     errors: list[LayerError] = []
@@ -122,8 +118,8 @@ def choose_and_repair_(
     """
     ffns, repair = find_ffns(model), _method(method)
     refuse_unusable(ffns, batches)
-    mended = [ffn for ffn in ffns if repair.fits and widths[ffn.stack.name][ffn.layer] < ffn.width]
-    refuse_unmendable(mended, attention=attention)
+    if repair.fits and attention:
+        refuse_unmendable(ffns, widths)
     keep: dict[str, tuple[tuple[int, ...], ...]] = {}
 
     def prune_layer(walk: Walk, ffn: FFN) -> Sequence[int]:

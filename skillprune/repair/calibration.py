@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from skillprune.data import Batch
 from skillprune.errors import DataError
 from skillprune.families import FFN, Side
-from skillprune.planning import PruningPlan
+from skillprune.planning import PruningPlan, Widths
 from skillprune.repair.methods import are_few
 from skillprune.repair.walk import held_out
 
@@ -28,14 +28,15 @@ def refuse_unusable(ffns: Sequence[FFN], batches: Sequence[Batch]) -> None:
         raise DataError("the decoder can only be repaired on batches with targets, which tell its real positions")
 
 
-def refuse_unmendable(mended: Sequence[FFN], *, attention: bool) -> None:
+def refuse_unmendable(ffns: Sequence[FFN], widths: Widths) -> None:
     """Sees to it, before anything is cut, that attention can be rewritten where it will be.
 
     Raises:
         UnsupportedArchitecture: a projection of attention is not a plain linear layer.
     """
-    for ffn in mended if attention else ():
-        _ = (*ffn.attending, ffn.attention)  # finding them refuses what is not linear
+    for ffn in ffns:
+        if widths[ffn.stack.name][ffn.layer] < ffn.width:
+            _ = (*ffn.attending, ffn.attention)  # finding them refuses what is not linear
 
 
 def warn_of_few_tokens(
