@@ -47,15 +47,14 @@ def prune_and_repair_(
         plan: which neurons stay.
         batches: calibration batches; only real tokens count, in a decoder beside an encoder those with a target.
         method: ``zero``, ``mean`` or ``least_squares``.
-        ridge: strength of the pull towards the old weights, relative to the mean squared activation; None takes the
-            one that misses least on held-out examples.
+        ridge: pull towards old weights, relative to the mean squared activation; None takes the best on held-out ones.
         sequential: off, every layer is fitted to the dense network's own activations, and errors add up.
         attention: whether least squares mends attention too; only in blocks that lose neurons, above one that did.
         lessons: keep what the dense network did, for further repairs of this model on these batches.
         progress: told about every batch of every layer.
 
     Returns:
-        The error of every pruned layer before and after its repair.
+        Errors of every pruned layer.
 
     Raises:
         PlanMismatch: the plan was made for other widths.
