@@ -467,14 +467,6 @@ def test_choosing_in_every_block_sees_the_network_pruned_so_far(family: str) -> 
     np.testing.assert_allclose(grams[stack, layer], weighted.T @ a[fit], rtol=1e-7, atol=1e-9)
 
 
-def test_a_chunked_feed_forward_is_repaired_like_a_whole_one() -> None:
-    batches = tiny_batches(lengths=LENGTHS, pad_to=12)
-    whole, chunked = model_of("bert"), model_of("bert", chunk=4)
-    for model in (whole, chunked):
-        prune_and_repair_(model, plan_of(*KEEP), batches)
-    assert_close(chunked, whole, rtol=1e-9)
-
-
 @pytest.mark.parametrize(
     ("family", "stack", "layer"),
     [(f, s, layer) for f in FFN_PATHS if f != "llama" for s, w in TINY_WIDTHS[f].items() for layer in range(len(w))],

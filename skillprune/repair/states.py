@@ -12,10 +12,9 @@ from skillprune.activations import DiskArrays
 from skillprune.data import Batch
 from skillprune.families import Side
 
-MEMORY_SHARE = 0.12
-"""Most of the free memory, on the device that holds them, that one set of states may take; a repair holds six: of the
-dense network, of the pruned one, what the layer at hand reads, should read and should write, and how its neurons fire.
-"""
+MEMORY_SHARE = 0.1
+"""Most of the free memory, on the device that holds them, that one set of states may take; a repair holds eight:
+of both networks, a lesson's four, what the layer at hand reads, and how its neurons fire."""
 
 
 class States:
