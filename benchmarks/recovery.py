@@ -26,7 +26,7 @@ from skillprune.scoring import Provenance, ScoringData, score_neurons
 
 KEEP, EXAMPLES = 0.02, 2048
 SETTINGS = RecoverySettings(epochs=4, learning_rate=2e-4, hidden_weight=1.0, temperature=2.0, patience=5)
-RATES, WEIGHTS, SEARCH_EPOCHS = (5e-5, 2e-4), (0.0, 1.0), 2
+RATES, WEIGHTS, SEARCH_EPOCHS = (1e-4, 2e-4, 4e-4), (0.0, 1.0), 2
 
 
 def main() -> None:
