@@ -45,11 +45,15 @@ def update_result(name: str, section: str, *, seeds: list[int], result: dict[str
 def kept_row(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """A row that takes minutes: from ``results/parts`` if an earlier run finished it, else made and kept there.
 
-    So interrupted runs continue, on another machine too; to be deleted when what is measured has changed.
+    So interrupted runs continue, on another machine too. The name says all that the row depends on but the code: a row
+    that other code made is told, to be deleted if what is measured has changed.
     """
     path = PARTS / "rows" / f"{name}.json"
     if path.is_file():
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        kept = dict(json.loads(path.read_text(encoding="utf-8")))
+        if kept.get("code") != code_fingerprint():
+            print(f"{path.relative_to(HERE.parent)} was made by other code; without the file it is made anew")
+        return kept
     row = {**make(), "code": code_fingerprint()}
     print(row, flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)

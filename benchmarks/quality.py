@@ -2,8 +2,8 @@
 
 The seed draws the calibration sample. Nothing is chosen by what comes out: the test split is read once per arm. Scores
 are computed once per task and seed and shared by all arms; what every finished arm answered is kept in
-``results/parts/quality``, so that an interrupted run goes on where it stopped, and pairs can be compared in other ways.
-The result file is written from all arms that are there; to be deleted when skillprune prunes otherwise.
+``results/parts/quality`` per checkpoint, so that an interrupted run goes on where it stopped, and pairs can be compared
+in other ways. The result file is written from all arms that are there; to be deleted when skillprune prunes otherwise.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def main() -> None:
             for arm in arms:
                 bench.run(arm)
     rows = [row for task in CHECKPOINTS for row in finished(task)]
-    arm_keys = ("task", *Arm._fields)
+    arm_keys = ("task", "checkpoint", *Arm._fields)
     result = {
         "rows": rows,
         "summary": over_seeds(rows, arm_keys, "test"),
@@ -152,14 +152,20 @@ class Bench:
             save_scores([found], self._scores_of(found.criterion))
 
     def _scores_of(self, criterion: str) -> Path:
-        return SCORES / self.task / str(self.seed) / f"{criterion}.safetensors"
+        return SCORES / self.task / self._sample / f"{criterion}.safetensors"
+
+    @cached_property
+    def _sample(self) -> str:
+        """Folder of one seed of one checkpoint: training one again on another machine gives another, up to rounding."""
+        source, *_ = self._prepared
+        return f"{self.seed}-{source.fingerprint[:8]}"
 
     def run(self, arm: Arm) -> None:
         """Prunes, reads the test split once, and keeps the answers."""
-        path = ANSWERS / self.task / str(self.seed) / f"{'-'.join(map(str, arm))}.npz"
+        path = ANSWERS / self.task / self._sample / f"{'-'.join(map(str, arm))}.npz"
         if path.is_file():
             return
-        source, _, _, data, test = self._prepared
+        _, _, _, data, test = self._prepared
         started, model, widths = monotonic(), load_source(self.checkpoint).model, {}
         if arm != DENSE:
             plan = self.plan(arm)
@@ -171,8 +177,7 @@ class Bench:
         seconds = monotonic() - started
         found = predict_split(torch_predictor(model), test)
         path.parent.mkdir(parents=True, exist_ok=True)
-        made_by = {"code": code_fingerprint(), "checkpoint": source.fingerprint[:8]}
-        facts = json.dumps({"widths": widths, "seconds": round(seconds, 1), **made_by})
+        facts = json.dumps({"widths": widths, "seconds": round(seconds, 1), "code": code_fingerprint()})
         draft = path.with_suffix(".draft")
         with draft.open("wb") as file:
             labels, predicted = (each.astype(np.uint8) for each in (found.labels, found.predicted))
@@ -200,6 +205,7 @@ def finished(task: str) -> list[dict[str, Any]]:
     """A row per arm that was run: beside the dense model, and beside skillprune's default of the same width."""
     rows = []
     for folder in sorted((ANSWERS / task).glob("*")):
+        seed, checkpoint = folder.name.split("-")
         done = {path.name.removesuffix(".npz"): np.load(path) for path in sorted(folder.glob("*.npz"))}
         answers = {
             name: Predictions(each["labels"].astype(int), each["predicted"].astype(int)) for name, each in done.items()
@@ -211,9 +217,10 @@ def finished(task: str) -> list[dict[str, Any]]:
             rows.append(
                 {
                     "task": task,
-                    "seed": int(folder.name),
+                    "seed": int(seed),
                     **arm,
                     **json.loads(str(done[name]["facts"])),
+                    "checkpoint": checkpoint,
                     "test": accuracy(given.labels, given.predicted),
                     "to_dense": paired(answers["-".join(map(str, DENSE))], given),
                     "default_minus_arm": None if own is None or own is given else paired(given, own),

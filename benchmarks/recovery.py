@@ -26,7 +26,7 @@ from skillprune.scoring import Provenance, ScoringData, score_neurons
 
 KEEP, EXAMPLES = 0.02, 2048
 SETTINGS = RecoverySettings(epochs=4, learning_rate=2e-4, hidden_weight=1.0, temperature=2.0, patience=5)
-RATES, WEIGHTS, SEARCH_EPOCHS = (1e-4, 2e-4, 4e-4), (0.0, 1.0), 2
+RATES, WEIGHTS, SEARCH_EPOCHS = (2e-4, 4e-4), (0.0, 1.0), 2
 
 
 def main() -> None:
@@ -38,12 +38,17 @@ def main() -> None:
     if arguments.search:
         bench = Bench(arguments.seeds[0])
         rows = [
-            kept_row(f"recovery-search-{rate}-{weight}", partial(bench.searched, rate, weight))
+            kept_row(
+                f"recovery-search-{bench.seed}-{SEARCH_EPOCHS}-{rate}-{weight}", partial(bench.searched, rate, weight)
+            )
             for rate, weight in product(RATES, WEIGHTS)
         ]
         update_result("recovery-minilm-sst2", "search", seeds=arguments.seeds[:1], result={"rows": rows})
     else:
-        rows = [kept_row(f"recovery-{seed}", lambda seed=seed: Bench(seed).measured()) for seed in arguments.seeds]
+        told = f"{SETTINGS.epochs}-{SETTINGS.learning_rate}-{SETTINGS.hidden_weight}"
+        rows = [
+            kept_row(f"recovery-{seed}-{told}", lambda seed=seed: Bench(seed).measured()) for seed in arguments.seeds
+        ]
         result = {"settings": asdict(SETTINGS), "rows": rows}
         update_result("recovery-minilm-sst2", "recovery", seeds=arguments.seeds, result=result)
 

@@ -226,5 +226,6 @@ def test_the_smallest_model_whose_drop_and_margin_are_within_the_limit(limit: fl
     allowed = [width for width in range(64) if (64 - width) / 100 + margin <= limit]
     assert path.widths[choice.point, 0] == min(allowed, default=64)
     assert (choice.unmet is None) == bool(allowed)
+    assert choice.unmet is None or f"loses 0.0100 on validation, with a standard error of {margin:.4f}" in choice.unmet
     assert len(tried) <= 8
     assert 64 not in tried  # the whole model loses nothing; no need to try

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -338,8 +339,9 @@ def test_named_examples_for_recovery_never_come_from_test(tmp_path: Path) -> Non
     more = numbered("d", 6)
     path = write_csv(tmp_path / "more.csv", rows_of([*more, *parts["validation"][:2]]))
     assert recovery_examples(asked, splits, path) == tuple(more)
-    write_csv(path, rows_of([*more, *parts["test"][:2]]))
-    with pytest.raises(DataError, match="2 of 8 examples have a text that is also in test, such as 'c"):
+    spaced = [replace(each, texts=(f" {each.texts[0].replace(' ', '  ')}\t",)) for each in parts["test"][:2]]
+    write_csv(path, rows_of([*more, *spaced]))
+    with pytest.raises(DataError, match="2 of 8 examples have a text that is also in test, such as ' c"):
         recovery_examples(asked, splits, path)
 
 

@@ -120,6 +120,26 @@ def test_a_table_of_a_busy_machine_is_used_but_not_kept(
     assert list(tmp_path.rglob("*.json")) == [] and "this machine is busy" in caplog.text
 
 
+def test_a_table_that_cannot_be_kept_is_used_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "cache").write_text("a file where the directory should be")
+    monkeypatch.setenv("SKILLPRUNE_CACHE", str(tmp_path / "cache"))
+    assert tabulated([]).widths["encoder"][-1] == 1.0
+    assert "times are not kept" in caplog.text
+
+
+def test_a_dry_run_measures_once_and_prints_what_it_planned_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SKILLPRUNE_CACHE", str(tmp_path / "cache"))
+    real, tables = planner.latency_table, []
+    monkeypatch.setattr(planner, "latency_table", lambda *a, **k: tables.append(real(*a, **k)) or tables[-1])
+    recipe = set_up(tmp_path, plan={"speedup": 1.01})
+    assert invoke("run", recipe, "--dry-run", "--no-cache").code in (0, 1)
+    assert len(tables) == 1
+
+
 # Trials of candidates
 
 

@@ -116,6 +116,25 @@ def test_rounded_widths_by_hand(width: int, ratio: float, round_to: int, expecte
     assert widths_at(tiny_bert(width=width, layers=1), KeepRatio(ratio), round_to=round_to) == (expected,)
 
 
+@pytest.mark.parametrize(
+    ("ratio", "round_to", "keep_layers", "expected", "told"),
+    [
+        (0.25, 64, (), 64, "the fewest that widths may have are 192 of 300, 64.0%"),
+        (0.33, 64, (), 64, None),
+        (0.02, 16, (), 16, "2.0% of the neurons was asked for; the fewest that widths may have are 48 of 300"),
+        (0.2, 400, (), 100, "the fewest that widths may have are 300 of 300"),
+        (0.5, 16, (0, 1, 2), 100, "no layer may be narrowed"),
+        (1.0, 16, (0, 1, 2), 100, None),
+    ],
+)
+def test_a_share_that_widths_cannot_have_is_told(
+    ratio: float, round_to: int, keep_layers: KeepLayers, expected: int, told: str | None
+) -> None:
+    found = predict_plan(tiny_bert(width=100), KeepRatio(ratio), round_to=round_to, keep_layers=keep_layers)
+    assert found.width_after == {"encoder": (expected,) * 3}
+    assert found.unmet is None if told is None else told in str(found.unmet)
+
+
 @settings(deadline=None, max_examples=200)
 @given(width=st.integers(1, 5000), ratio=st.floats(0, 1, exclude_min=True), round_to=st.integers(1, 128))
 def test_a_rounded_width_is_the_nearest_multiple_that_fits(width: int, ratio: float, round_to: int) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.optim import AdamW
 from transformers import PreTrainedModel
 
-from skillprune.answers import Answers, ClassAnswers, Classifier, TaskModel, TokenAnswers, Verbalizer, Writer
+from skillprune.answers import ClassAnswers, Classifier, TaskModel, TokenAnswers, Verbalizer, Writer
 from skillprune.data import NO_TARGET, Batch
 from skillprune.errors import DataError, PlanMismatch, ResourceFailure
 from skillprune.families import find_ffns
@@ -412,6 +412,15 @@ def test_the_file_holds_tensors_and_json_only(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["state.safetensors"]
 
 
+def test_a_damaged_file_is_told_and_training_starts_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint = interrupted(tmp_path / "state.safetensors")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    done, student = recovered(checkpoint=checkpoint)
+    expected, reference = recovered()
+    assert done == expected and differing(values(reference), values(student)) == set()
+    assert "state.safetensors is damaged" in caplog.text
+
+
 @pytest.mark.parametrize("other", ["settings", "teacher", "batches"])
 def test_what_another_recovery_left_is_not_gone_on_from(tmp_path: Path, other: str) -> None:
     checkpoint = interrupted(tmp_path / "state.safetensors")
@@ -491,11 +500,6 @@ def test_other_layers_and_the_same_model_are_refused() -> None:
         recover_(Classifier(dense), Classifier(dense), TRAIN, VALIDATION, SETTINGS)
     with pytest.raises(ValueError, match="unknown metric 'f1'; there are accuracy, macro_f1 and loss"):
         recover_(Classifier(halved(dense)), Classifier(dense), TRAIN, VALIDATION, SETTINGS, metric="f1")
-
-
-def test_answers_name_their_choices() -> None:
-    """Every kind of answer can be distilled."""
-    assert {kind.__name__ for kind in Answers.__subclasses__()} == {"ClassAnswers", "TokenAnswers"}
 
 
 # ---- labels

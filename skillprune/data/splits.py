@@ -64,6 +64,7 @@ def load_splits(task: Task, *, examples: int, seed: int) -> Splits:
     Calibration is a plain sample of the training split without replacement, in random order. Validation is the given
     split or, without one, a fifth of the training split (at most 2000 examples), set aside first. A text that is in the
     test split is dropped from the other two, one that is in validation from calibration; what was dropped is logged.
+    Texts that differ in white space only are the same: most tokenizers do not see it.
 
     Args:
         task: Where the examples are.
@@ -102,8 +103,8 @@ def recovery_examples(task: Task, splits: Splits, part: Path | HubSplit | None) 
     """
     if part is None:
         return splits.train
-    examples, tested = read_part(task, part), {example.texts for example in splits.test}
-    shared = [example.texts for example in examples if example.texts in tested]
+    examples, tested = read_part(task, part), _said_by(splits.test)
+    shared = [example.texts for example in examples if _said(example) in tested]
     if shared:
         raise DataError(
             f"recovery.data: {len(shared)} of {len(examples)} examples have a text that is also in test, such as "
@@ -116,8 +117,8 @@ def _without(
     examples: Sequence[Example], others: Sequence[Example], name: str, others_name: str
 ) -> tuple[Example, ...]:
     """``examples`` whose texts are not among those of ``others``."""
-    known = {other.texts for other in others}
-    left = tuple(example for example in examples if example.texts not in known)
+    known = _said_by(others)
+    left = tuple(example for example in examples if _said(example) not in known)
     if len(left) < len(examples):
         _LOGGER.warning(
             "dropped %d of %d %s examples whose text is also in %s",
@@ -129,6 +130,15 @@ def _without(
     if not left:
         raise DataError(f"{name}: every text is also in {others_name}; the splits need examples of their own")
     return left
+
+
+def _said_by(examples: Iterable[Example]) -> set[tuple[str, ...]]:
+    return {_said(example) for example in examples}
+
+
+def _said(example: Example) -> tuple[str, ...]:
+    """The texts, white space aside."""
+    return tuple(" ".join(text.split()) for text in example.texts)
 
 
 def _draw(total: int, count: int, seed: int, stream: int) -> set[int]:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from skillprune.benchmark import Feeds, Latency, Measurement, Subject, environment, measure_latency
 from skillprune.cache import cache_home
+from skillprune.errors import ResourceFailure
 from skillprune.export import Arrays, export_onnx
 from skillprune.families import by_stack, find_ffns
 from skillprune.pipeline.directory import write_text
@@ -70,10 +71,17 @@ def latency_table(
     bench = _Bench(make_model, traced, feeds, spec, round_to, seed, progress)
     measured, steady = bench.table(model)
     if steady:
-        write_text(cached, json.dumps(asdict(measured), indent=1))
+        _keep(cached, measured)
     else:
         logger.warning("times of the latency table are uncertain, as this machine is busy; it will be measured again")
     return measured
+
+
+def _keep(path: Path, measured: LatencyTable) -> None:
+    try:
+        write_text(path, json.dumps(asdict(measured), indent=1))
+    except ResourceFailure as failed:
+        logger.warning("times are not kept for further runs: %s", failed)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,7 +108,7 @@ class Planner:
                 f"the allocation {spec.allocation} will share these neurons out unevenly; `skillprune plan` shows how"
             )
         if self.recipe.task.type == EXPORTED:
-            found = replace(found, latency=self._latency_table().timings(found.width_before, found.width_after))
+            found = replace(found, latency=self._latency_table.timings(found.width_before, found.width_after))
         return replace(found, note=note)
 
     def plan(self, scores: NeuronScores) -> PruningPlan:
@@ -152,7 +152,7 @@ class Planner:
         if spec.macs is not None:
             return Macs(spec.macs)
         if spec.speedup is not None:
-            return Speedup(spec.speedup, self._latency_table())
+            return Speedup(spec.speedup, self._latency_table)
         assert spec.keep_ratio is not None  # the recipe fills it in where no other budget is given
         return KeepRatio(spec.keep_ratio)
 
@@ -181,6 +181,7 @@ class Planner:
             return curves_of(scores)
         return measured_curves(self.detection.subject, scores, self.detection.data.calibration, self.progress)
 
+    @cached_property
     def _latency_table(self) -> LatencyTable:
         recipe, source = self.recipe, self.source
 

@@ -24,11 +24,24 @@ class KeepRatio:
             raise ValueError(f"a share of neurons is above 0 and at most 1, not {self.share}")
 
     def stop(self, path: Path, costs: Costs) -> Choice:
-        """The point whose neurons are nearest to the share."""
+        """The point whose neurons are nearest to the share; unmet if having none at all would be nearer still."""
         free = np.array([len(layer.widths) > 1 for layer in path.layers])
         kept = path.widths[:, free].sum(axis=1)
-        distance = np.abs(kept - self.share * kept[0])
-        return Choice(int(np.argmin(np.where(kept > 0, distance, np.inf)))) if free.any() else Choice(0)
+        if not free.any():
+            return Choice(0, None if self.share == 1 else f"{self._wanted}; no layer may be narrowed")
+        wanted = self.share * kept[0]
+        point = int(np.argmin(np.where(kept > 0, np.abs(kept - wanted), np.inf)))
+        if 2 * wanted >= kept[point]:
+            return Choice(point)
+        return Choice(
+            point,
+            f"{self._wanted}; the fewest that widths may have are {kept[point]:,} of {kept[0]:,}, "
+            f"{kept[point] / kept[0]:.1%}; a lower round_to allows fewer",
+        )
+
+    @property
+    def _wanted(self) -> str:
+        return f"{self.share:.1%} of the neurons was asked for"
 
     def asked(self) -> Mapping[str, float]:
         """As a recipe says it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -25,6 +26,8 @@ from skillprune.answers import TaskModel
 from skillprune.data import Batch
 from skillprune.errors import ResourceFailure
 from skillprune.recovery.values import Epoch, Recovery, RecoverySettings
+
+logger = logging.getLogger(__name__)
 
 _FORMAT = "skillprune recovery 1"
 _NOW, _BEST = "now", "best"
@@ -94,13 +97,10 @@ class StateFile:
 
     def resume_(self, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer) -> State | None:
         """The state in the file, with parameters and optimiser brought to it; None if there is none to go on from."""
-        if not self.path.is_file():
+        found = self._read()
+        if found is None:
             return None
-        with safe_open(self.path, framework="pt") as file:
-            about = file.metadata() or {}
-            if (about.get("format"), about.get("fingerprint")) != (_FORMAT, self.fingerprint):
-                return None
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+        done, tensors = found
         parts: dict[str, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             kind, _, name = key.partition(".")
@@ -110,9 +110,23 @@ class StateFile:
         for kind, values in parts.items():
             for name, value in values.items():
                 optimizer.state[parameters[name]][kind] = value
+        return State(parameters, optimizer, best, done)
+
+    def _read(self) -> tuple[Recovery, dict[str, Tensor]] | None:
+        """What the file holds; None if there is no file, or a damaged one, or one of another training."""
+        if not self.path.is_file():
+            return None
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                about = file.metadata() or {}
+                if (about.get("format"), about.get("fingerprint")) != (_FORMAT, self.fingerprint):
+                    return None
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+        except SafetensorError as damaged:
+            logger.warning("%s is damaged (%s), so training starts anew", self.path, damaged)
+            return None
         done = json.loads(about["recovery"])
-        epochs = tuple(Epoch(**epoch) for epoch in done["epochs"])
-        return State(parameters, optimizer, best, Recovery(epochs, done["best"], done["seconds"]))
+        return Recovery(tuple(Epoch(**epoch) for epoch in done["epochs"]), done["best"], done["seconds"]), tensors
 
 
 def fingerprint(
