@@ -12,10 +12,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from findings import batches, spec
 from finetune import every_hundredth
 from provenance import kept_row, update_result
-from quality import CHECKPOINTS
+from samples import CHECKPOINTS, batches, spec
 
 import skillprune
 from skillprune.checkpoint import load_model

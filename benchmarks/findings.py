@@ -10,21 +10,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from provenance import HERE, update_result
+from provenance import update_result
+from samples import BODY, batches, draw, spec
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from skillprune import load_source, load_splits, make_batches, resolve_task
-from skillprune.answers import Classifier, label_names
-from skillprune.data import Batch, Example
-from skillprune.recipe import ModelSpec, TaskSpec
+from skillprune import load_splits, resolve_task
+from skillprune.answers import Classifier
+from skillprune.data import Batch
 from skillprune.scoring import CRITERIA, NeuronScores, Provenance, ScoringData, score_neurons, settings_for
 
-SHARED = HERE.parents[1] / "shared"
 BODY_TASKS = ("sst2", "trec", "subj", "clinc150")
 FINE_TUNED = ("sst2", "trec")
 EXAMPLES = 2048
@@ -48,9 +46,7 @@ def main() -> None:
 def best_neurons(name: str, seed: int) -> dict[str, Any]:
     """The best predictivity of every layer, and the same after the labels were shuffled."""
     data, labels = body_data(name, seed)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        SHARED / "models" / "minilm-l6", num_labels=len(labels), dtype=torch.float32
-    ).eval()
+    model = AutoModelForSequenceClassification.from_pretrained(BODY, num_labels=len(labels), dtype=torch.float32).eval()
     rng = np.random.default_rng(seed)
     shuffled = ScoringData(*(shuffle(getattr(data, split), rng) for split in ("calibration", "validation")))
     found = {}
@@ -63,11 +59,8 @@ def best_neurons(name: str, seed: int) -> dict[str, Any]:
 
 def agreement(name: str, seed: int) -> dict[str, Any]:
     """Spearman between all pairs of criteria, mean over layers."""
-    source = load_source(ModelSpec(name=str(SHARED / "models" / f"minilm-{name}")))
-    task = resolve_task(spec(name), label_names(source.model))
-    splits = load_splits(task, examples=EXAMPLES, seed=seed)
-    data = ScoringData(*(batches(split, source.tokenizer) for split in (splits.calibration, splits.validation)))
-    scores = scored(Classifier(source.model), data, list(CRITERIA), task.labels, seed)
+    sample = draw(name, seed, EXAMPLES)
+    scores = scored(Classifier(sample.source.model), sample.data, list(CRITERIA), sample.task.labels, seed)
     matrix = [[float(np.mean(one.compare(other)["encoder"])) for other in scores] for one in scores]
     for one, row in zip(scores, matrix, strict=True):
         print(name, one.criterion, [round(value, 2) for value in row], flush=True)
@@ -88,28 +81,8 @@ def body_data(name: str, seed: int) -> tuple[ScoringData, tuple[str, ...]]:
     given = spec(name)
     task = resolve_task(given, given.labels or ())
     splits = load_splits(task, examples=EXAMPLES if len(task.labels) < 100 else 8000, seed=seed)
-    tokenizer = AutoTokenizer.from_pretrained(SHARED / "models" / "minilm-l6")
+    tokenizer = AutoTokenizer.from_pretrained(BODY)
     return ScoringData(*(batches(split, tokenizer) for split in (splits.calibration, splits.validation))), task.labels
-
-
-def spec(name: str) -> TaskSpec:
-    """The task of a folder of data, with the labels of its training split."""
-    folder = SHARED / "data" / name
-    files = {split: folder / f"{split}.csv" for split in ("train", "validation", "test")}
-    return TaskSpec(data=files, labels=labels_of(files["train"]), max_length=64)
-
-
-def labels_of(path: Path) -> tuple[str, ...]:
-    """Label names in alphabetical order, which is that of the fine-tuned checkpoints."""
-    import csv
-
-    with path.open(encoding="utf-8", newline="") as file:
-        return tuple(sorted({row["label"] for row in csv.DictReader(file)}))
-
-
-def batches(examples: Sequence[Example], tokenizer: Any) -> tuple[Batch, ...]:
-    """Batches of 32, at most 64 tokens."""
-    return make_batches(examples, tokenizer, max_length=64, batch_size=32)
 
 
 def shuffle(given: Sequence[Batch], rng: np.random.Generator) -> tuple[Batch, ...]:

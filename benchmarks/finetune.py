@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 
 import torch
-from findings import SHARED, batches, spec
-from provenance import HERE, write_result
+from provenance import write_result
+from samples import BODY, CHECKPOINTS, batches, spec
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from skillprune import load_splits, resolve_task
@@ -20,8 +20,7 @@ from skillprune.progress import Progress
 from skillprune.recovery import Labels, RecoverySettings, train_
 
 TASK = "clinc150"
-BODY = SHARED / "models" / "minilm-l6"
-TUNED = HERE / "work" / f"minilm-{TASK}"
+TUNED = CHECKPOINTS[TASK]
 SETTINGS = RecoverySettings(epochs=5, learning_rate=2e-4, patience=5)
 
 

@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 from ffn_share import export
-from findings import SHARED
 from numpy.typing import NDArray
 from provenance import RESULTS, write_result
-from quality import CHECKPOINTS
+from samples import CHECKPOINTS
 
 from skillprune import load_source
 from skillprune.benchmark import Latency, measure_latency
@@ -68,7 +67,7 @@ def timings(group: Sequence[Widths], rounds: int) -> list[dict[str, Any]]:
 
 def dense() -> Source:
     """MiniLM with the attention that exports to the fastest graph."""
-    return load_source(ModelSpec(name=str(SHARED / "models" / "minilm-sst2")), attention="eager")
+    return load_source(ModelSpec(name=str(CHECKPOINTS["sst2"])), attention="eager")
 
 
 def narrowed(widths: Widths) -> Source:

@@ -13,16 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from findings import spec
 from peer_jobs import WORK, Peer, has_outcome, predictions, read_outcome, run_peer, write_split
 from provenance import over_seeds, write_result
-from quality import CHECKPOINTS
-from verdict import standing
+from samples import CHECKPOINTS, spec
+from verdict import paired, standing
 
 from skillprune import KeepRatio, load_source, load_splits, make_batches, plan_pruning, prune_and_repair_, resolve_task
 from skillprune.answers import Classifier, label_names
 from skillprune.data import Batch, Example
-from skillprune.evaluation import Predictions, accuracy, compare, predict_split, standard_error, torch_predictor
+from skillprune.evaluation import Predictions, accuracy, predict_split, torch_predictor
 from skillprune.planning import PruningPlan, predict_plan
 from skillprune.recipe import ModelSpec
 from skillprune.scoring import NeuronScores, Provenance, ScoringData, score_neurons, settings_for
@@ -194,7 +193,7 @@ def rows_of(
                 rows[-1] |= {"settings": dict(peer.arms[arm]), "widths": list(found.widths)}
                 rows[-1] |= {key: getattr(found, key) for key in ("parameters", "seconds", "versions")}
                 if ours:
-                    rows[-1]["skillprune_minus_peer"] = against(predicted, ours[0], sample.seed)
+                    rows[-1]["skillprune_minus_peer"] = paired(predicted, ours[0], sample.seed)
     return rows
 
 
@@ -203,18 +202,6 @@ def line(arm: Mapping[str, Any], predicted: Predictions) -> dict[str, Any]:
     row = {**arm, "test_accuracy": accuracy(predicted.labels, predicted.predicted)}
     print(row, flush=True)
     return row
-
-
-def against(peer: Predictions, ours: Predictions, seed: int) -> dict[str, float]:
-    """How much better skillprune is than a peer on the same test examples."""
-    found = compare(peer, ours, metric="accuracy", seed=seed)
-    return {
-        "difference": found.difference,
-        "standard_error": standard_error(peer, ours, metric="accuracy", seed=seed),
-        "ci_low": found.low,
-        "ci_high": found.high,
-        "p_value": found.p_value,
-    }
 
 
 if __name__ == "__main__":

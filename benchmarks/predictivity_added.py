@@ -15,14 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from findings import SHARED, batches, spec
 from numpy.typing import NDArray
 from provenance import over_seeds, write_result
+from samples import draw
 
-from skillprune import KeepRatio, load_source, load_splits, plan_pruning, prune_and_repair_, resolve_task
+from skillprune import KeepRatio, load_source, plan_pruning, prune_and_repair_
 from skillprune.activations import evaluating
-from skillprune.answers import label_names
-from skillprune.recipe import ModelSpec
 from skillprune.scoring import NeuronScores, Provenance, ScoringData, score_neurons
 
 TASKS = ("sst2", "trec")
@@ -71,18 +69,15 @@ def main() -> None:
 
 def one_seed(name: str, seed: int) -> list[dict[str, Any]]:
     """All choices on one calibration sample."""
-    checkpoint = ModelSpec(name=str(SHARED / "models" / f"minilm-{name}"), dtype="float32")
-    source = load_source(checkpoint)
-    task = resolve_task(spec(name), label_names(source.model))
-    splits = load_splits(task, examples=EXAMPLES, seed=seed)
-    data = ScoringData(*(batches(split, source.tokenizer) for split in (splits.calibration, splits.validation)))
+    sample = draw(name, seed, EXAMPLES)
+    source, data = sample.source, sample.data
     seen = Provenance("", "", EXAMPLES, "mean", seed)
     skill, predictivity = score_neurons(source.model, data, criteria=["skill", "predictivity"], provenance=seen)
     dense, rows = answers(source.model, data), []
     for keep in KEPT:
         for choice, combine in CHOICES.items():
             scores = combined(skill, predictivity, combine, keep)
-            model = load_source(checkpoint).model
+            model = load_source(sample.checkpoint).model
             prune_and_repair_(model, plan_pruning(model, scores, KeepRatio(keep)), data.calibration)
             found = answers(model, data)
             labels = torch.cat([batch.labels for batch in data.validation])

@@ -18,38 +18,25 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 import numpy as np
-from findings import SHARED, batches, spec
 from provenance import HERE, PARTS, code_fingerprint, over_seeds, write_result
-from verdict import standing
+from samples import CHECKPOINTS, Sample, draw
+from verdict import paired, standing
 
-from skillprune import KeepRatio, load_source, load_splits, plan_pruning, prune_and_repair_, resolve_task
-from skillprune.answers import Classifier, label_names
-from skillprune.evaluation import Predictions, accuracy, compare, predict_split, standard_error, torch_predictor
+from skillprune import KeepRatio, load_source, plan_pruning, prune_and_repair_
+from skillprune.answers import Classifier
+from skillprune.evaluation import Predictions, accuracy, predict_split, torch_predictor
 from skillprune.pipeline.blockwise import chosen_again
 from skillprune.pipeline.sensitivity import measured_curves
 from skillprune.planning import PruningPlan, curves_of
 from skillprune.progress import silent
-from skillprune.recipe import ModelSpec, RepairSpec
+from skillprune.recipe import RepairSpec
 from skillprune.repair import METHODS, Lessons
-from skillprune.scoring import (
-    CRITERIA,
-    Provenance,
-    ScoringData,
-    load_scores,
-    save_scores,
-    score_neurons,
-    settings_for,
-)
+from skillprune.scoring import CRITERIA, Provenance, load_scores, save_scores, score_neurons, settings_for
 from skillprune.surgery import prune_
 
 ANSWERS = PARTS / "quality"
 SCORES = HERE / "work" / "scores"
 EXAMPLES = 2048
-CHECKPOINTS = {
-    "sst2": SHARED / "models" / "minilm-sst2",
-    "trec": SHARED / "models" / "minilm-trec",
-    "clinc150": HERE / "work" / "minilm-clinc150",  # written by finetune.py
-}
 
 
 class Arm(NamedTuple):
@@ -121,17 +108,9 @@ class Bench:
     seed: int
 
     @cached_property
-    def checkpoint(self) -> ModelSpec:
-        """The dense model."""
-        return ModelSpec(name=str(CHECKPOINTS[self.task]), dtype="float32")
-
-    @cached_property
-    def _prepared(self) -> Any:
-        source = load_source(self.checkpoint)
-        task = resolve_task(spec(self.task), label_names(source.model))
-        splits = load_splits(task, examples=EXAMPLES, seed=self.seed)
-        data = ScoringData(*(batches(split, source.tokenizer) for split in (splits.calibration, splits.validation)))
-        return source, task, splits, data, batches(splits.test, source.tokenizer)
+    def sample(self) -> Sample:
+        """What the seed draws, and the dense model."""
+        return draw(self.task, self.seed, EXAMPLES)
 
     @cached_property
     def lessons(self) -> Lessons:
@@ -143,39 +122,38 @@ class Bench:
         missing = [name for name in CRITERIA if name in criteria and not self._scores_of(name).is_file()]
         if not missing:
             return
-        source, task, splits, data, _ = self._prepared
+        source, splits, data = self.sample.source, self.sample.splits, self.sample.data
         subject = Classifier(source.model)
-        settings = settings_for(subject, data, labels=task.labels, seed=self.seed, keep_metric=True)
+        settings = settings_for(subject, data, labels=self.sample.task.labels, seed=self.seed, keep_metric=True)
         seen = Provenance(source.fingerprint, splits.fingerprint(), len(splits.calibration), "mean", self.seed)
         self._scores_of("").parent.mkdir(parents=True, exist_ok=True)
         for found in score_neurons(subject, data, criteria=missing, provenance=seen, settings=settings):
             save_scores([found], self._scores_of(found.criterion))
 
     def _scores_of(self, criterion: str) -> Path:
-        return SCORES / self.task / self._sample / f"{criterion}.safetensors"
+        return SCORES / self.task / self._name / f"{criterion}.safetensors"
 
     @cached_property
-    def _sample(self) -> str:
+    def _name(self) -> str:
         """Folder of one seed of one checkpoint: training one again on another machine gives another, up to rounding."""
-        source, *_ = self._prepared
-        return f"{self.seed}-{source.fingerprint[:8]}"
+        return f"{self.seed}-{self.sample.source.fingerprint[:8]}"
 
     def run(self, arm: Arm) -> None:
         """Prunes, reads the test split once, and keeps the answers."""
-        path = ANSWERS / self.task / self._sample / f"{'-'.join(map(str, arm))}.npz"
+        path = ANSWERS / self.task / self._name / f"{'-'.join(map(str, arm))}.npz"
         if path.is_file():
             return
-        _, _, _, data, test = self._prepared
-        started, model, widths = monotonic(), load_source(self.checkpoint).model, {}
+        calibration, started, widths = self.sample.data.calibration, monotonic(), {}
+        model = load_source(self.sample.checkpoint).model
         if arm != DENSE:
             plan = self.plan(arm)
             widths = plan.width_after
             if arm.repair == "zero":
                 prune_(model, plan)
             else:
-                prune_and_repair_(model, plan, data.calibration, method=arm.repair, lessons=self.lessons)
+                prune_and_repair_(model, plan, calibration, method=arm.repair, lessons=self.lessons)
         seconds = monotonic() - started
-        found = predict_split(torch_predictor(model), test)
+        found = predict_split(torch_predictor(model), self.sample.test)
         path.parent.mkdir(parents=True, exist_ok=True)
         facts = json.dumps({"widths": widths, "seconds": round(seconds, 1), "code": code_fingerprint()})
         draft = path.with_suffix(".draft")
@@ -187,18 +165,18 @@ class Bench:
 
     def plan(self, arm: Arm) -> PruningPlan:
         """Which neurons stay."""
-        source, _, _, data, _ = self._prepared
+        dense, calibration = self.sample.source.model, self.sample.data.calibration
         (scores,) = load_scores(self._scores_of(arm.criterion))
         curves = None
         if arm.allocation == "global":
             curves = curves_of(scores)
         elif arm.allocation == "sensitivity":
-            curves = measured_curves(Classifier(source.model), scores, data.calibration, silent)
-        plan = plan_pruning(source.model, scores, KeepRatio(arm.keep_ratio), curves=curves)
+            curves = measured_curves(Classifier(dense), scores, calibration, silent)
+        plan = plan_pruning(dense, scores, KeepRatio(arm.keep_ratio), curves=curves)
         if arm.selection == "once":
             return plan
-        model = load_source(self.checkpoint).model
-        return replace(plan, keep=chosen_again(model, plan, scores, data.calibration, RepairSpec(), silent))
+        model = load_source(self.sample.checkpoint).model
+        return replace(plan, keep=chosen_again(model, plan, scores, calibration, RepairSpec(), silent))
 
 
 def finished(task: str) -> list[dict[str, Any]]:
@@ -222,23 +200,11 @@ def finished(task: str) -> list[dict[str, Any]]:
                     **json.loads(str(done[name]["facts"])),
                     "checkpoint": checkpoint,
                     "test": accuracy(given.labels, given.predicted),
-                    "to_dense": paired(answers["-".join(map(str, DENSE))], given),
-                    "default_minus_arm": None if own is None or own is given else paired(given, own),
+                    "to_dense": paired(answers["-".join(map(str, DENSE))], given, int(seed)),
+                    "default_minus_arm": None if own is None or own is given else paired(given, own, int(seed)),
                 }
             )
     return rows
-
-
-def paired(first: Predictions, second: Predictions) -> dict[str, float]:
-    """What the second has more than the first, with its interval, McNemar's test and standard error."""
-    found = compare(first, second, metric="accuracy", seed=0, draws=2000)
-    return {
-        "difference": found.difference,
-        "low": found.low,
-        "high": found.high,
-        "p_value": found.p_value,
-        "standard_error": standard_error(first, second, metric="accuracy", seed=0),
-    }
 
 
 if __name__ == "__main__":

@@ -14,17 +14,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from findings import SHARED, batches, spec
 from provenance import over_seeds, write_result
+from samples import draw
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from skillprune import KeepRatio, load_source, load_splits, plan_pruning, prune_and_repair_, resolve_task
-from skillprune.answers import ClassAnswers, Classifier, label_names
+from skillprune import KeepRatio, load_source, plan_pruning, prune_and_repair_
+from skillprune.answers import ClassAnswers, Classifier
 from skillprune.data import Batch
 from skillprune.evaluation import accuracy, predict_split, torch_predictor
-from skillprune.recipe import ModelSpec
-from skillprune.scoring import CRITERIA, Provenance, ScoringData, score_neurons, settings_for
+from skillprune.scoring import CRITERIA, Provenance, score_neurons, settings_for
 from skillprune.scoring.criterion import Read
 from skillprune.scoring.skill import Skill
 
@@ -82,19 +81,15 @@ def main() -> None:
 
 def one_seed(name: str, seed: int) -> list[dict[str, Any]]:
     """All choices on one calibration sample."""
-    checkpoint = ModelSpec(name=str(SHARED / "models" / f"minilm-{name}"))
-    source = load_source(checkpoint)
-    task = resolve_task(spec(name), label_names(source.model))
-    splits = load_splits(task, examples=EXAMPLES, seed=seed)
-    data = ScoringData(*(batches(split, source.tokenizer) for split in (splits.calibration, splits.validation)))
-    rows = []
+    sample, rows = draw(name, seed, EXAMPLES), []
+    data = sample.data
     for choice, (classifier, criterion) in CHOICES.items():
-        subject = classifier(source.model)
-        settings = settings_for(subject, data, labels=task.labels, seed=seed)
+        subject = classifier(sample.source.model)
+        settings = settings_for(subject, data, labels=sample.task.labels, seed=seed)
         seen = Provenance("", "", EXAMPLES, "mean", seed)
         (scores,) = score_neurons(subject, data, criteria=[criterion], provenance=seen, settings=settings)
         for keep in KEPT:
-            model = load_source(checkpoint).model
+            model = load_source(sample.checkpoint).model
             prune_and_repair_(
                 model, plan_pruning(model, scores, KeepRatio(keep)), data.calibration, method="least_squares"
             )

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from findings import SHARED, batches, body_data, spec
+from findings import body_data
 from provenance import write_result
+from samples import BODY, CHECKPOINTS, batches, spec
 from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -73,7 +74,7 @@ def with_head(name: str, seeds: Sequence[int]) -> dict[str, Any]:
     for seed in seeds:
         torch.manual_seed(seed)
         model = AutoModelForSequenceClassification.from_pretrained(
-            SHARED / "models" / "minilm-l6", num_labels=len(labels), dtype=torch.float32
+            BODY, num_labels=len(labels), dtype=torch.float32
         ).eval()
         settings = PromptSettings(TOKENS, EPOCHS, LEARNING_RATE, seed, train_head=True)
         start = time.perf_counter()
@@ -178,14 +179,13 @@ def pooled_states(model: PreTrainedModel, given: Sequence[Batch]) -> list[tuple[
 
 def fine_tuned(name: str) -> TaskModel:
     """The checkpoint that was fine-tuned for a task."""
-    folder = SHARED / "models" / f"minilm-{name}"
-    return Classifier(AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval())
+    return Classifier(AutoModelForSequenceClassification.from_pretrained(CHECKPOINTS[name], dtype=torch.float32).eval())
 
 
 def test_batches(name: str) -> tuple[Batch, ...]:
     """The test split of a task."""
     task = resolve_task(spec(name), spec(name).labels or ())
-    tokenizer = AutoTokenizer.from_pretrained(SHARED / "models" / "minilm-l6")
+    tokenizer = AutoTokenizer.from_pretrained(BODY)
     return batches(load_splits(task, examples=EXAMPLES, seed=0).test, tokenizer)
 
 

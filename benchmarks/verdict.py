@@ -1,4 +1,4 @@
-"""Whether skillprune's default holds its own: over all tasks and widths, and where it does worst, in paired errors."""
+"""Two pruners on the same test examples, and whether the default holds its own over all tasks and widths."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from math import hypot
 from statistics import fmean
 from typing import Any
+
+from skillprune.evaluation import Predictions, compare, standard_error
 
 PLACE = ("task", "keep_ratio")
 
@@ -29,6 +31,18 @@ def standing(rows: Sequence[Mapping[str, Any]], arm: Sequence[str], pair: str) -
             places.setdefault(tuple(row[key] for key in PLACE), []).append(row[pair])
     lines = [{**dict(zip(arm, values, strict=True)), **_line(places)} for values, places in found.items()]
     return sorted(lines, key=lambda line: float(line["mean_difference"]))
+
+
+def paired(first: Predictions, second: Predictions, seed: int) -> dict[str, float]:
+    """How much more of the same examples the second answers right, with its interval, McNemar's test and error."""
+    found = compare(first, second, metric="accuracy", seed=seed)
+    return {
+        "difference": found.difference,
+        "standard_error": standard_error(first, second, metric="accuracy", seed=seed),
+        "ci_low": found.low,
+        "ci_high": found.high,
+        "p_value": found.p_value,
+    }
 
 
 def _line(places: Mapping[tuple[Any, ...], Sequence[Mapping[str, float]]]) -> dict[str, Any]:
