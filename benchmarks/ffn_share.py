@@ -24,7 +24,7 @@ from skillprune.benchmark import Subject, measure_latency
 from skillprune.families import find_ffns
 from skillprune.pipeline.inputs import random_inputs
 from skillprune.planning import KeepRatio, predict_plan
-from skillprune.surgery import record_widths_, remove_neurons_
+from skillprune.surgery import record_widths_
 
 SHAPES = [(8, 128), (1, 128), (1, 32)]
 
@@ -88,7 +88,7 @@ def keep_first_neurons_(model: PreTrainedModel, keep: float) -> float:
     """Slices in place (time does not depend on which neurons go); the share of FFN multiply-accumulates removed."""
     predicted = predict_plan(model, KeepRatio(keep))
     for ffn in find_ffns(model):
-        remove_neurons_(ffn, range(predicted.width_after[ffn.stack.name][ffn.layer]))
+        ffn.keep_(range(predicted.width_after[ffn.stack.name][ffn.layer]))
     record_widths_(model)
     return 1 - predicted.after.ffn_macs / predicted.before.ffn_macs
 

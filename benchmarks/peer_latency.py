@@ -25,7 +25,7 @@ from skillprune.checkpoint import Source
 from skillprune.families import find_ffns
 from skillprune.pipeline.inputs import random_inputs
 from skillprune.recipe import ModelSpec
-from skillprune.surgery import record_widths_, remove_neurons_
+from skillprune.surgery import record_widths_
 
 SHAPES = [(8, 128), (1, 32)]
 GROUP = 8
@@ -74,7 +74,7 @@ def narrowed(widths: Widths) -> Source:
     """The same with the first neurons of every layer only."""
     source = dense()
     for ffn, width in zip(find_ffns(source.model), widths, strict=True):
-        remove_neurons_(ffn, range(width))
+        ffn.keep_(range(width))
     record_widths_(source.model)
     return source
 

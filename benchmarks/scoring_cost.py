@@ -284,7 +284,7 @@ def all_activations(subject: Classifier, batch: Batch) -> list[Tensor]:
     """Every layer's activations of one batch."""
     found: list[Tensor] = []
     hooks = [
-        ffn.down.register_forward_pre_hook(lambda _, args: found.append(args[0].detach()))
+        ffn.down.module.register_forward_pre_hook(lambda _, args: found.append(args[0].detach()))
         for ffn in find_ffns(subject.model)
     ]
     with torch.no_grad():

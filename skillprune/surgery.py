@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import reduce
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from skillprune.errors import PlanMismatch
-from skillprune.families import FFN, by_stack, find_ffns
+from skillprune.families import FFN, by_stack, config_widths, find_ffns
 from skillprune.planning import PruningPlan
 
 
@@ -29,7 +30,7 @@ def prune_(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
     ffns = find_ffns(model)
     check_plan(ffns, plan)
     for ffn in ffns:
-        remove_neurons_(ffn, plan.keep[ffn.stack.name][ffn.layer])
+        ffn.keep_(plan.keep[ffn.stack.name][ffn.layer])
     record_widths_(model)
     return model
 
@@ -53,9 +54,9 @@ def masked(model: PreTrainedModel, plan: PruningPlan) -> Iterator[PreTrainedMode
 @contextmanager
 def silenced(ffn: FFN, neurons: Sequence[int]) -> Iterator[None]:
     """Inside the context some neurons of one FFN give zero."""
-    mask = torch.ones(ffn.width, dtype=ffn.down.weight.dtype)
+    mask = torch.ones(ffn.width, dtype=ffn.dtype)
     mask[list(neurons)] = 0
-    handle = ffn.down.register_forward_pre_hook(_multiply(mask))
+    handle = ffn.down.module.register_forward_pre_hook(_multiply(mask))
     try:
         yield
     finally:
@@ -73,27 +74,11 @@ def check_plan(ffns: Sequence[FFN], plan: PruningPlan) -> None:
         raise PlanMismatch(f"the plan was made for widths {plan.width_before}, the model has {found}")
 
 
-def remove_neurons_(ffn: FFN, keep: Sequence[int]) -> None:
-    """Keeps only the neurons ``keep`` (sorted indices) of one FFN, in place; parameters stay on their device."""
-    indices = torch.tensor(keep, dtype=torch.long, device=ffn.down.weight.device)
-    for linear in ffn.into:
-        _shrink_(linear, weight=linear.weight[indices], bias=None if linear.bias is None else linear.bias[indices])
-    _shrink_(ffn.down, weight=ffn.down.weight[:, indices], bias=ffn.down.bias)
-
-
 def record_widths_(model: PreTrainedModel) -> None:
-    """Writes the width of every stack whose layers agree into the config; uneven ones are the checkpoint's to name."""
-    for layers in by_stack(find_ffns(model)).values():
-        widths = {ffn.width for ffn in layers}
-        if len(widths) == 1:
-            setattr(model.config, layers[0].stack.width_attribute, widths.pop())
-
-
-def _shrink_(linear: nn.Linear, *, weight: Tensor, bias: Tensor | None) -> None:
-    linear.weight = nn.Parameter(weight.detach().clone(), requires_grad=linear.weight.requires_grad)
-    linear.out_features, linear.in_features = weight.shape
-    if bias is not None:
-        linear.bias = nn.Parameter(bias.detach().clone(), requires_grad=linear.bias.requires_grad)
+    """Writes the widths that the config has attributes for into it; uneven ones are the checkpoint's to name."""
+    for attribute, width in config_widths(find_ffns(model)).items():
+        *parts, name = attribute.split(".")
+        setattr(reduce(getattr, parts, model.config), name, width)
 
 
 def _multiply(mask: Tensor) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:

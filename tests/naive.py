@@ -185,9 +185,9 @@ def details_by_site(scores: NeuronScores, name: str) -> dict[Site, np.ndarray]:
 
 def lone_ffn(neurons: int, *, hidden: int = 2, bias: bool = True) -> FFN:
     """An FFN without a model, for criteria that are fed by hand; float64."""
-    up, down = nn.Linear(hidden, neurons).double(), nn.Linear(neurons, hidden, bias=bias).double()
-    stack = Stack("encoder", *[""] * 6, attending=(), attention="")
-    return FFN(stack, 0, nn.Identity(), "", up, down, nn.Identity(), up, nn.Identity())
+    parts = {"up": nn.Linear(hidden, neurons), "act": nn.Identity(), "down": nn.Linear(neurons, hidden, bias=bias)}
+    stack = Stack("encoder", "", "up", "down", "act", None, residual="up", attending=(), attention="")
+    return FFN(stack, 0, nn.ModuleDict(parts).double())
 
 
 def feed(

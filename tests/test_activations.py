@@ -83,7 +83,7 @@ def test_a_chunked_feed_forward_gives_the_same_activations_and_gradients(family:
     batches = tiny_batches(pad_to=12)
     calls: list[int] = []
     chunked = subject_of(family, chunk=chunk)
-    find_ffns(chunked.model)[0].down.register_forward_hook(lambda *_: calls.append(1))
+    find_ffns(chunked.model)[0].down.module.register_forward_hook(lambda *_: calls.append(1))
     names = (PLAIN, "loss", "sampled")
     whole, parts = collect(subject_of(family), batches, *names), collect(chunked, batches, *names)
     assert len(calls) == len(batches) * 12 // chunk

@@ -263,7 +263,7 @@ def test_a_loaded_model_is_an_ordinary_one(tmp_path: Path, family: str) -> None:
     loss.backward()
     optimizer.step()
     names = {module: name for name, module in model.named_modules()}
-    ffns = {f"{names[part]}.weight" for ffn in find_ffns(model) for part in (*ffn.into, ffn.down)}
+    ffns = {f"{names[part.module]}.weight" for ffn in find_ffns(model) for part in (*ffn.into, ffn.down)}
     assert len(ffns) == sum(map(len, TINY_WIDTHS[family].values())) * (3 if family == "llama" else 2)
     moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
     assert ffns <= moved

@@ -40,7 +40,7 @@ from skillprune.progress import silent
 from skillprune.recipe import BenchmarkSpec, RepairSpec, load_recipe
 from skillprune.repair import prune_and_repair_
 from skillprune.scoring import NeuronScores, Provenance, ScoringData, ranking
-from skillprune.surgery import prune_, remove_neurons_
+from skillprune.surgery import prune_
 
 UNCOUNTED = Costs(0, 0, 0, 0, 0)
 NEURONS = 32
@@ -519,7 +519,7 @@ def test_widths_may_be_rounded_to_more_than_there_is(
 def test_a_model_with_an_emptied_layer_can_be_pruned_again(tmp_path: Path, allocation: str) -> None:
     recipe = prepared(tmp_path, keep_ratio=0.4)
     model = make_model()
-    remove_neurons_(find_ffns(model)[1], ())
+    find_ffns(model)[1].keep_(())
     save_pruned(model, make_tokenizer(), tmp_path / "model", dtype=torch.float32)
     done = invoke("prune", recipe, "--output", tmp_path / "out", "--set", f"plan.allocation={allocation}")
     assert done.code == 0, done.text
@@ -530,7 +530,7 @@ def test_a_model_with_an_emptied_layer_can_be_pruned_again(tmp_path: Path, alloc
 def test_a_run_of_a_model_with_an_emptied_layer_reports_it(tmp_path: Path) -> None:
     recipe = prepared(tmp_path, keep_ratio=0.4)
     model = make_model()
-    remove_neurons_(find_ffns(model)[1], ())
+    find_ffns(model)[1].keep_(())
     save_pruned(model, make_tokenizer(), tmp_path / "model", dtype=torch.float32)
     done = invoke("score", recipe, "--output", tmp_path / "out")
     assert done.code == 0 and "encoder  1       0 neurons\n" in done.out, done.text

@@ -84,7 +84,7 @@ def counted(model: PreTrainedModel, tokens: int) -> tuple[int, int, int, int]:
     ffns = find_ffns(model)
     hidden = ffns[0].down.weight.shape[0]
     gates = [block.mlp.gate_proj for block in model.model.layers] if model.config.model_type == "llama" else []
-    ours = [*gates, *(linear for ffn in ffns for linear in (ffn.up, ffn.down))]
+    ours = [*gates, *(matrix.module for ffn in ffns for matrix in (ffn.up, ffn.down))]
     return (
         sum(parameter.numel() for parameter in {id(each): each for each in model.parameters()}.values()),
         sum(parameter.numel() for linear in ours for parameter in linear.parameters()),

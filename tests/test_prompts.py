@@ -249,7 +249,7 @@ def test_activations_of_the_slots_can_be_read(kind: str, family: str) -> None:
         assert observation.pooled.shape == (len(batch), TOKENS, ffns[1].width)
         for row in range(len(batch)):
             calls: list[Tensor] = []
-            handle = ffns[1].down.register_forward_pre_hook(lambda _, args, calls=calls: calls.append(args[0]))
+            handle = ffns[1].down.module.register_forward_pre_hook(lambda _, args, calls=calls: calls.append(args[0]))
             by_hand(subject, some_vectors(subject), batch, row)
             handle.remove()
             torch.testing.assert_close(observation.pooled[row], calls[0][0, first : first + TOKENS], **TOLERANCE)

@@ -31,7 +31,7 @@ from skillprune.recovery import Epoch, Labels, Recovery, RecoverySettings, recov
 from skillprune.recovery import state as recovery_state
 from skillprune.recovery.objective import Distance, answer_loss, hidden_loss
 from skillprune.recovery.training import pace
-from skillprune.surgery import record_widths_, remove_neurons_
+from skillprune.surgery import record_widths_
 
 EPOCHS = 4
 SETTINGS = RecoverySettings(epochs=EPOCHS, learning_rate=3e-3, patience=EPOCHS)
@@ -56,7 +56,7 @@ def halved(model: PreTrainedModel) -> PreTrainedModel:
     """A copy with every second neuron."""
     student = copy.deepcopy(model)
     for ffn in find_ffns(student):
-        remove_neurons_(ffn, range(0, ffn.width, 2))
+        ffn.keep_(range(0, ffn.width, 2))
     record_widths_(student)
     return student
 
@@ -225,7 +225,7 @@ def test_neurons_alone_leave_everything_else_bit_for_bit(family: str) -> None:
     own = set()
     names = {id(parameter): name for name, parameter in student.named_parameters()}
     for ffn in find_ffns(student):
-        own |= {names[id(parameter)] for linear in ffn.into for parameter in linear.parameters()}
+        own |= {names[id(parameter)] for matrix in ffn.into for parameter in matrix.parameters}
         own.add(names[id(ffn.down.weight)])
     assert differing(before, values(student)) == own
     assert all(parameter.requires_grad for parameter in student.parameters())

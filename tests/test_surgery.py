@@ -183,7 +183,7 @@ def test_pruning_twice_is_pruning_once() -> None:
 def test_dtype_and_frozen_weights_stay_as_they_were(family: str, dtype: torch.dtype) -> None:
     model = TINY_ALL[family]().to(dtype)
     frozen = find_ffns(model)[0]
-    for parameter in (*frozen.up.parameters(), *frozen.down.parameters()):
+    for parameter in (*frozen.up.parameters, *frozen.down.parameters):
         parameter.requires_grad_(False)
     expected = [(name, p.dtype, p.requires_grad) for name, p in model.named_parameters()]
     prune_(model, plan_for(family, [3], [4], [5]))
@@ -194,7 +194,7 @@ def test_dtype_and_frozen_weights_stay_as_they_were(family: str, dtype: torch.dt
 def test_pruned_weights_do_not_hold_on_to_the_dense_ones(family: str) -> None:
     model = prune_(TINY_ALL[family](), plan_for(family, [0], [1], [2]))
     for ffn in find_ffns(model):
-        for parameter in (parameter for linear in (*ffn.into, ffn.down) for parameter in linear.parameters()):
+        for parameter in ffn.parameters:
             assert parameter.untyped_storage().nbytes() == parameter.numel() * parameter.element_size()
 
 

@@ -23,7 +23,8 @@ class Observation:
         batch: the batch, on the device of the activations.
         number: which batch of the stream it is, for messages.
         reading: where pooled values are read.
-        activations: input of the down projection, ``(batch, sequence, neurons)``.
+        activations: input of the down projection, ``(batch, sequence, neurons)``; where layers share the FFN, one
+            layer's sequence after the other's.
         gradients: gradient of the quantity, summed over examples, at the activations; none in a plain pass.
         output_gradients: the same at the output of the down projection, ``(batch, sequence, hidden)``.
     """
@@ -39,7 +40,7 @@ class Observation:
     @cached_property
     def mask(self) -> Tensor:
         """True at the real positions this FFN runs over, ``(batch, sequence)``."""
-        return self.batch.mask_of(self.ffn.stack.side)
+        return self.batch.mask_of(self.ffn.stack.side).repeat(1, self.ffn.uses)
 
     @cached_property
     def tokens(self) -> Tensor:
@@ -48,8 +49,13 @@ class Observation:
 
     @cached_property
     def pooled(self) -> Tensor:
-        """Activations at the positions that are read, ``(batch, positions, neurons)``, in float32 at least."""
-        return self._finite(pool(self.activations, self.batch, self.reading, self.ffn.stack.side), "activations")
+        """Activations at the positions that are read, ``(batch, positions, neurons)``, in float32 at least.
+
+        Where layers share the FFN, the mean over them.
+        """
+        layers = self.activations.chunk(self.ffn.uses, dim=1)
+        pooled = [pool(layer, self.batch, self.reading, self.ffn.stack.side) for layer in layers]
+        return self._finite(torch.stack(pooled).mean(dim=0) if len(pooled) > 1 else pooled[0], "activations")
 
     @cached_property
     def effects(self) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import count
 
 import torch
 from torch import Tensor, nn
@@ -117,7 +118,9 @@ class _Run:
     def observe(self, ffn: FFN, batch: Batch, activations: Tensor, *gradients: Tensor) -> Observation:
         """What is seen of one FFN."""
         moved = batch if batch.labels.device == activations.device else batch.to(activations.device)
-        return Observation(ffn, moved, self.number, self.reading, activations, *gradients)
+        # Some blocks lay their tokens in a row before the FFN.
+        seen = (tensor.reshape(len(batch), -1, tensor.shape[-1]) for tensor in (activations, *gradients))
+        return Observation(ffn, moved, self.number, self.reading, *seen)
 
 
 def _watch(run: _Run, batch: Batch) -> None:
@@ -125,10 +128,18 @@ def _watch(run: _Run, batch: Batch) -> None:
     prepared = run.subject.prepare(batch)
     with ExitStack() as stack, torch.inference_mode():
         for ffn in run.ffns:
-            calls = stack.enter_context(inputs_of(ffn.down))
+            calls, turns = stack.enter_context(inputs_of(ffn.down.module)), count(1)
 
-            def deliver(_: nn.Module, __: object, ___: object, ffn: FFN = ffn, calls: list[Tensor] = calls) -> None:
-                run.show(PLAIN, run.observe(ffn, prepared, joined(calls)))
+            def deliver(
+                _: nn.Module,
+                __: object,
+                ___: object,
+                ffn: FFN = ffn,
+                calls: list[Tensor] = calls,
+                turns: Iterator[int] = turns,
+            ) -> None:
+                if next(turns) % ffn.uses == 0:
+                    run.show(PLAIN, run.observe(ffn, prepared, joined(calls)))
 
             stack.callback(ffn.block.register_forward_hook(deliver).remove)
         run.subject.ask(prepared)
@@ -138,7 +149,7 @@ def _differentiate(run: _Run, batch: Batch) -> None:
     """A forward pass and one backward pass per quantity; all layers of the batch are alive at once."""
     prepared = run.subject.prepare(batch)
     with ExitStack() as stack, frozen(run.subject.model), torch.enable_grad():
-        nodes = [stack.enter_context(differentiable(ffn.down)) for ffn in run.ffns]
+        nodes = [stack.enter_context(differentiable(ffn.down.module)) for ffn in run.ffns]
         answers = run.subject.ask(prepared)
         for ffn, (inputs, _) in zip(run.ffns, nodes, strict=True):
             run.show(PLAIN, run.observe(ffn, prepared, _whole(inputs)))

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
 from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -94,13 +93,4 @@ def narrow_(model: PreTrainedModel, widths: Mapping[str, Sequence[int]]) -> None
         raise PlanMismatch(f"the checkpoint's widths {dict(widths)} do not fit a model with {found}")
     for name, layers in stacks.items():
         for ffn, width in zip(layers, widths[name], strict=True):
-            for linear in ffn.into:
-                _resize_(linear, width, linear.in_features)
-            _resize_(ffn.down, ffn.down.out_features, width)
-
-
-def _resize_(linear: nn.Linear, out_features: int, in_features: int) -> None:
-    linear.out_features, linear.in_features = out_features, in_features
-    linear.weight = nn.Parameter(linear.weight.new_empty(out_features, in_features))
-    if linear.bias is not None:
-        linear.bias = nn.Parameter(linear.bias.new_empty(out_features))
+            ffn.resize_(width)

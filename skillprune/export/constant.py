@@ -17,7 +17,7 @@ def constant_where_empty(model: PreTrainedModel) -> Iterator[None]:
     with ExitStack() as hooks:
         for ffn in find_ffns(model):
             if ffn.width == 0:
-                hooks.callback(ffn.down.register_forward_hook(_bias).remove)
+                hooks.callback(ffn.down.module.register_forward_hook(_bias).remove)
         yield
 
 

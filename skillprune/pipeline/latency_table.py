@@ -25,7 +25,7 @@ from skillprune.pipeline.directory import write_text
 from skillprune.planning import LatencyTable
 from skillprune.progress import Progress
 from skillprune.recipe import BenchmarkSpec
-from skillprune.surgery import record_widths_, remove_neurons_
+from skillprune.surgery import record_widths_
 
 logger = logging.getLogger(__name__)
 
@@ -154,6 +154,6 @@ def _of_shape(found: Latency, shape: tuple[int, int], *, dense: bool) -> list[Me
 def _narrowed(model: PreTrainedModel, stack: str, share: float) -> PreTrainedModel:
     """The model with the first neurons of every layer of one stack; which ones does not matter for time."""
     for ffn in by_stack(find_ffns(model))[stack]:
-        remove_neurons_(ffn, range(round(share * ffn.width)))
+        ffn.keep_(range(round(share * ffn.width)))
     record_widths_(model)
     return model

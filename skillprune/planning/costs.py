@@ -35,7 +35,7 @@ def model_costs(model: PreTrainedModel) -> Costs:
     return Costs(
         sequence=tokens,
         parameters=model.num_parameters(),
-        ffn_parameters=sum(ffn.parameters for ffn in ffns),
+        ffn_parameters=sum(parameter.numel() for ffn in ffns for parameter in ffn.parameters),
         macs=counter.get_total_flops() // 2,
         ffn_macs=sum(tokens * ffn.width * ffn.macs_per_neuron for ffn in ffns),
     )

@@ -63,7 +63,8 @@ class Distance:
             right = self.teacher.ask(self.teacher.prepare(batch))
         loss = answer_loss(answers, right, self.settings.temperature)
         if self.settings.hidden_weight > 0:
-            real = [prepared.mask_of(ffn.stack.side) for ffn in find_ffns(self.student.model)]
+            sides = [ffn.stack.side for ffn in find_ffns(self.student.model) for _ in range(ffn.uses)]
+            real = [prepared.mask_of(side) for side in sides]
             loss = loss + self.settings.hidden_weight * hidden_loss(states, wanted, real).to(loss.device)
         return loss, answers
 

@@ -40,6 +40,6 @@ def _of_neurons(model: PreTrainedModel) -> set[int]:
     """Identities of the parameters that belong to single neurons; the bias of down belongs to none."""
     found: set[int] = set()
     for ffn in find_ffns(model):
-        found |= {id(parameter) for linear in ffn.into for parameter in linear.parameters()}
-        found.add(id(ffn.down.weight))
+        found |= {id(parameter) for matrix in ffn.into for parameter in matrix.parameters}
+        found.add(id(ffn.down.parameters[0]))
     return found

@@ -60,6 +60,6 @@ def _fits(ffns: Sequence[FFN], plan: PruningPlan, sequential: bool, attention: b
     for ffn in cut:
         yield ffn.stack.side, len(plan.keep[ffn.stack.name][ffn.layer])
         if sequential and ffn is not cut[0]:
-            yield ffn.stack.side, ffn.up.in_features
+            yield ffn.stack.side, ffn.hidden
             if attention:
                 yield ffn.stack.side, ffn.attention.in_features

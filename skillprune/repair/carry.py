@@ -111,30 +111,29 @@ def enter(ffn: FFN, hidden: Tensor, call: Call) -> tuple[Tensor, Tensor]:
     """Runs one block up to its FFN: what that reads, and the stream that its output will be added to."""
     with ExitStack() as hooks, torch.inference_mode():
         hooks.enter_context(_unchunked(ffn.block))
-        residual = hooks.enter_context(inputs_of(ffn.residual))
-        read = hooks.enter_context(_stopping_before(*ffn.into))
+        residual = hooks.enter_context(_residual_of(ffn))
+        read = hooks.enter_context(_stopping_before(*(matrix.module for matrix in ffn.into)))
         ffn.block(hidden, *call.args, **call.kwargs)
-    return read[0], residual[0]
+    return _as(hidden, read[0]), residual(hidden)
 
 
 def step(ffn: FFN, hidden: Tensor, call: Call) -> Step:
     """Runs one block on carried hidden states, watching its FFN."""
     with ExitStack() as hooks, torch.inference_mode():
-        read = hooks.enter_context(inputs_of(ffn.up))
-        activations = hooks.enter_context(inputs_of(ffn.down))
-        residual = hooks.enter_context(inputs_of(ffn.residual))
-        written = hooks.enter_context(outputs_of(ffn.down))
+        read = hooks.enter_context(inputs_of(ffn.up.module))
+        activations = hooks.enter_context(inputs_of(ffn.down.module))
+        written = hooks.enter_context(outputs_of(ffn.down.module))
+        residual = hooks.enter_context(_residual_of(ffn))
         after = _output_of(ffn.block(hidden, *call.args, **call.kwargs))
-        return Step(after, joined(read), joined(activations), joined(written), joined(residual))
+        states = [_as(hidden, joined(calls)) for calls in (read, activations, written)]
+        return Step(after, states[0], states[1], states[2], residual(hidden))
 
 
 def finish(ffn: FFN, residual: Tensor, activations: Tensor) -> Tensor:
     """What the next block gets, from where `step` looked on: nothing of the block before that runs again."""
     with torch.inference_mode():
         written = ffn.down(activations)
-        output = ffn.after(residual.to(written.device) + written)
-    assert isinstance(output, Tensor)
-    return output
+        return ffn.handed_on(residual.to(written.device), written)
 
 
 def read_by(module: nn.Module, ffn: FFN, hidden: Tensor, call: Call) -> Tensor:
@@ -163,6 +162,23 @@ def outputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
         yield found
     finally:
         handle.remove()
+
+
+@contextmanager
+def _residual_of(ffn: FFN) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Gives the stream that the FFN's output is added to, after a run of its block on some hidden states."""
+    with inputs_of(ffn.residual) as before, outputs_of(ffn.block.get_submodule(ffn.stack.attention)) as attention:
+
+        def found(hidden: Tensor) -> Tensor:
+            stream = _as(hidden, joined(before))
+            return ffn.attention_addition.sum(stream, joined(attention)) if ffn.stack.parallel else stream
+
+        yield found
+
+
+def _as(hidden: Tensor, tokens: Tensor) -> Tensor:
+    """Features of the same tokens, ``(batch, sequence, features)``, also where a block lays its tokens in a row."""
+    return tokens.view(*hidden.shape[:-1], tokens.shape[-1])
 
 
 class _Reached(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
@@ -25,16 +26,16 @@ class Lesson:
     """One block of the dense network, batch by batch, each ``(batch, sequence, hidden)``; streams in float32 at least.
 
     Attributes:
-        listened: what its attention reads.
         attended: the stream after attention.
         read: what its FFN reads.
         written: the stream after its FFN.
+        listened: what its attention reads, if the projections it reads through may be rewritten.
     """
 
-    listened: States
     attended: States
     read: States
     written: States
+    listened: States | None = None
 
 
 class Teacher:
@@ -88,14 +89,17 @@ class Teacher:
     def _watch(self, ffn: FFN, number: int) -> Iterator[Tensor]:
         """Takes one batch through the block."""
         entering = precise(self._hidden[number])
-        reads, writes = (ffn.block.get_submodule(path) for path in (ffn.stack.attending[0], ffn.stack.attention))
-        with inputs_of(reads) as listened, outputs_of(writes) as attention:
+        with ExitStack() as hooks:
+            *listening, attention = map(ffn.block.get_submodule, (*ffn.stack.attending[:1], ffn.stack.attention))
+            listened = [hooks.enter_context(inputs_of(module)) for module in listening]
+            attended = hooks.enter_context(outputs_of(attention))
             seen = step(ffn, self._hidden[number], self.calls[ffn.layer][number])
         self._hidden[number] = seen.hidden
-        yield listened[0]
-        yield entering.to(attention[0].device) + attention[0]
+        yield ffn.attention_addition.goal(entering.to(attended[0].device), precise(attended[0]))
         yield seen.read
-        yield precise(seen.written) + seen.residual
+        yield ffn.addition.goal(seen.residual, precise(seen.written))
+        for calls in listened:
+            yield calls[0]
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ class Lessons:
 def lessons_if_room(model: PreTrainedModel, batches: Sequence[Batch]) -> Lessons | None:
     """Lessons that will fit into a part of the free memory; none if repairs had better compute alike again."""
     wanted = sum(
-        sum(batch.mask_of(ffn.stack.side).numel() for batch in batches) * ffn.down.out_features * _BYTES
+        sum(batch.mask_of(ffn.stack.side).numel() for batch in batches) * ffn.hidden * _BYTES
         for ffn in find_ffns(model)
     )
     return Lessons() if wanted <= _MEMORY_SHARE * free_bytes(model.device) else None

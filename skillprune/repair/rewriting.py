@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from skillprune.families import FFN
+from skillprune.families import FFN, Matrix
 from skillprune.repair.methods import Method, Statistics, least_squares, slice_only
-from skillprune.surgery import remove_neurons_
 
 
 @dataclass(frozen=True)
@@ -44,20 +43,20 @@ def repair_layer_(
     places = torch.tensor([place[neuron] for neuron in kept], dtype=torch.long, device=weight.device)
     before = statistics.measure.error(*slice_only(statistics, weight, bias, places, ridge), places)
     new_weight, new_bias = method.solve(statistics, weight, bias, places, ridge)
-    remove_neurons_(ffn, kept)
-    _write_(ffn.down, new_weight, new_bias)
+    ffn.keep_(kept)
+    ffn.down.write_(new_weight, new_bias)
     return LayerError(ffn.stack.name, ffn.layer, before, statistics.measure.error(new_weight, new_bias, places))
 
 
-def refit_(ffn: FFN, linear: nn.Linear, statistics: Statistics | None, ridge: float | None) -> None:
+def refit_(ffn: FFN, matrix: Matrix, statistics: Statistics | None, ridge: float | None) -> None:
     """Rewrites a projection so that it writes what it should, given what it reads."""
     if statistics is not None:
         statistics.refuse_not_finite(ffn)
-        weight, bias = _parameters(linear, statistics)
-        _write_(linear, *least_squares(statistics, weight, bias, _all_columns(weight), ridge))
+        weight, bias = _parameters(matrix, statistics)
+        matrix.write_(*least_squares(statistics, weight, bias, _all_columns(weight), ridge))
 
 
-def lead_back_(ffn: FFN, linears: Sequence[nn.Linear], statistics: Statistics | None, ridge: float | None) -> None:
+def lead_back_(ffn: FFN, matrices: Sequence[Matrix], statistics: Statistics | None, ridge: float | None) -> None:
     """Folds a map into projections of one input: from what that is to what it should be, drawn towards no change.
 
     With ``x -> M x + c`` a projection becomes ``W M x + W c + b``; without a bias to take ``W c``, there is no ``c``.
@@ -65,25 +64,18 @@ def lead_back_(ffn: FFN, linears: Sequence[nn.Linear], statistics: Statistics | 
     if statistics is not None:
         statistics.refuse_not_finite(ffn)
         moments = statistics.fit
-        shift = None if any(linear.bias is None for linear in linears) else torch.zeros_like(moments.activation)
+        shift = None if any(matrix.bias is None for matrix in matrices) else torch.zeros_like(moments.activation)
         unchanged = torch.eye(len(moments.gram), dtype=moments.gram.dtype, device=moments.gram.device)
         turned, shift = least_squares(statistics, unchanged, shift, _all_columns(unchanged), ridge)
-        for linear in linears:
-            weight, bias = _parameters(linear, statistics)
-            _write_(linear, weight @ turned, None if shift is None or bias is None else bias + weight @ shift)
+        for matrix in matrices:
+            weight, bias = _parameters(matrix, statistics)
+            matrix.write_(weight @ turned, None if shift is None or bias is None else bias + weight @ shift)
 
 
-def _parameters(linear: nn.Linear, statistics: Statistics) -> tuple[Tensor, Tensor | None]:
+def _parameters(matrix: Matrix, statistics: Statistics) -> tuple[Tensor, Tensor | None]:
     """Weight and bias as they are, in float64, where the statistics are."""
     moments = statistics.fit.gram
-    return linear.weight.detach().to(moments), None if linear.bias is None else linear.bias.detach().to(moments)
-
-
-def _write_(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
-    with torch.no_grad():
-        linear.weight.copy_(weight)
-        if bias is not None:
-            linear.bias.copy_(bias)
+    return matrix.weight.detach().to(moments), None if matrix.bias is None else matrix.bias.detach().to(moments)
 
 
 def _all_columns(weight: Tensor) -> Tensor:

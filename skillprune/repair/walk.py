@@ -7,17 +7,16 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from skillprune.data import Batch
-from skillprune.families import FFN, Side, copy_of
+from skillprune.families import FFN, Matrix, Side, copy_of
 from skillprune.progress import Progress, track
 from skillprune.repair.carry import Trace, advance, enter, finish, read_by, step
 from skillprune.repair.lessons import Teacher, precise
 from skillprune.repair.methods import Statistics
 from skillprune.repair.moments import Moments
 from skillprune.repair.states import States, room_for
-from skillprune.surgery import remove_neurons_
 
 HELD_OUT = 10
 """Every tenth calibration example measures the error of a repair instead of shaping it."""
@@ -88,11 +87,12 @@ class SideBySide:
 
     def attending(self, ffn: FFN) -> Statistics | None:
         """The input of the projections that attention reads through, in the pruned and in the dense network."""
-        if not self._apart:
+        if not self._apart or not ffn.attending:
             return None
         lesson, found = self._teacher.lesson(ffn), _unheard(ffn.attending[0])
+        assert lesson.listened is not None  # there is something that it reads through
         for number, batch in enumerate(track(self._batches, f"{_place(ffn)} attention's input", self._progress)):
-            read = read_by(ffn.attending[0], ffn, self._student[number], self._calls[ffn.layer][number])
+            read = read_by(ffn.attending[0].module, ffn, self._student[number], self._calls[ffn.layer][number])
             _add(found, batch, ffn.stack.side, read, lesson.listened[number].to(read.device), alike(read))
         return found
 
@@ -102,9 +102,9 @@ class SideBySide:
             return None
         lesson, found = self._teacher.lesson(ffn), _nothing(ffn.attention)
         for number, batch in enumerate(track(self._batches, f"{_place(ffn)} attention", self._progress)):
-            read = read_by(ffn.attention, ffn, self._student[number], self._calls[ffn.layer][number])
+            read = read_by(ffn.attention.module, ffn, self._student[number], self._calls[ffn.layer][number])
             wanted = lesson.attended[number].to(read.device)
-            target = wanted - self._student[number].to(read.device)
+            target = ffn.attention_addition.part(wanted, self._student[number].to(read.device))
             _add(found, batch, ffn.stack.side, read, target, self._weigh(wanted))
         return found
 
@@ -130,7 +130,8 @@ class SideBySide:
                 activations = narrow.fire(entered)
             residual = self._student[number].to(activations.device)
             wanted = lesson.written[number].to(residual.device)
-            _add(found, batch, ffn.stack.side, activations, wanted - residual, self._weigh(wanted))
+            target = ffn.addition.part(wanted, residual)
+            _add(found, batch, ffn.stack.side, activations, target, self._weigh(wanted))
             fired.append(activations)
         self._halt, self.changed = _Halt(read, fired), True
         return found
@@ -175,10 +176,10 @@ class Dense:
 
     def ffn(self, ffn: FFN, read: Sequence[int]) -> Statistics:
         """Activations and outputs of the block as it is."""
-        found = _no_moments(len(read), ffn.down.out_features, ffn.down.weight.device)
+        found = _no_moments(len(read), ffn.hidden, ffn.device)
         for number, batch in enumerate(track(self._batches, _place(ffn), self._progress)):
             seen = step(ffn, self._hidden[number], self._dense.calls[ffn.layer][number])
-            weights = self._weigh(precise(seen.written) + seen.residual)
+            weights = self._weigh(ffn.addition.goal(seen.residual, precise(seen.written)))
             _add(found, batch, ffn.stack.side, seen.activations[..., list(read)], seen.written, weights)
             self._hidden[number] = seen.hidden
         self._taught = ffn.layer
@@ -215,14 +216,14 @@ def _place(ffn: FFN) -> str:
     return f"repair ({ffn.stack.name} layer {ffn.layer})"
 
 
-def _nothing(linear: nn.Linear) -> Statistics:
+def _nothing(matrix: Matrix) -> Statistics:
     """Of what a projection reads and should write."""
-    return _no_moments(linear.in_features, linear.out_features, linear.weight.device)
+    return _no_moments(matrix.in_features, matrix.out_features, matrix.weight.device)
 
 
-def _unheard(linear: nn.Linear) -> Statistics:
+def _unheard(matrix: Matrix) -> Statistics:
     """Of what a projection reads and should read."""
-    return _no_moments(linear.in_features, linear.in_features, linear.weight.device)
+    return _no_moments(matrix.in_features, matrix.in_features, matrix.weight.device)
 
 
 def _no_moments(inputs: int, outputs: int, device: torch.device) -> Statistics:
@@ -233,7 +234,7 @@ def _narrowed(ffn: FFN, read: Sequence[int]) -> FFN:
     """A copy of the block with only some neurons."""
     narrow = copy_of(ffn)
     if len(read) < ffn.width:
-        remove_neurons_(narrow, read)
+        narrow.keep_(read)
     return narrow
 
 

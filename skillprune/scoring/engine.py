@@ -200,7 +200,7 @@ def _read_split(
 def _refuse_underflow(ffns: Sequence[FFN], workers: Sequence[Criterion]) -> None:
     """In float16 small gradients become zero, and neurons would be ranked by noise."""
     names = [worker.name for worker in workers if any(read.quantity != PLAIN for read in worker.reads)]
-    if names and any(ffn.down.weight.dtype == torch.float16 for ffn in ffns):
+    if names and any(ffn.dtype == torch.float16 for ffn in ffns):
         raise DataError(
             f"{', '.join(names)}: gradients underflow in float16; set model.dtype to float32 or bfloat16, or choose a "
             "criterion without gradients"
@@ -216,8 +216,8 @@ def _free_bytes(ffns: Sequence[FFN]) -> int:
 
 def computing_device(ffn: FFN) -> torch.device:
     """Where the FFN computes, also when accelerate keeps its weights elsewhere and lends them to it."""
-    lent_to = getattr(getattr(ffn.down, "_hf_hook", None), "execution_device", None)
-    return ffn.down.weight.device if lent_to is None else torch.device(lent_to)
+    lent_to = getattr(getattr(ffn.down.module, "_hf_hook", None), "execution_device", None)
+    return ffn.device if lent_to is None else torch.device(lent_to)
 
 
 def _forget(worker: Criterion, ffns: Sequence[FFN]) -> None:

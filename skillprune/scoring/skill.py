@@ -44,7 +44,7 @@ class Skill(Criterion):
 
     def start(self, ffn: FFN, split: Split, device: torch.device) -> State:
         """Second moments of activations, and of gradients at the output."""
-        hidden = ffn.down.weight.shape[0]
+        hidden = ffn.hidden
         return {
             "gram": zeros(device, ffn.width, ffn.width),
             "sum": zeros(device, ffn.width),
@@ -56,7 +56,7 @@ class Skill(Criterion):
     @classmethod
     def state_bytes(cls, ffn: FFN) -> int:
         """Two square matrices in float64."""
-        return 8 * (ffn.width**2 + ffn.down.weight.shape[0] ** 2)
+        return 8 * (ffn.width**2 + ffn.hidden**2)
 
     def update(self, read: Read, seen: Observation) -> None:
         """Adds the products of the batch's real tokens, made in the tokens' dtype, to sums in float64."""

@@ -1,0 +1,26 @@
+"""Where each architecture keeps its FFN neurons; the only room that knows transformers' module paths.
+
+What is done with the neurons found here (hooking, scoring, repairing) is left to the rooms below.
+"""
+
+from skillprune.families.ffn import FFN, Addition, copy_of
+from skillprune.families.finding import base_model, by_stack, config_widths, find_ffns, position_limit
+from skillprune.families.matrix import Matrix
+from skillprune.families.rows import FAMILIES
+from skillprune.families.stack import Side, Site, Stack
+
+__all__ = [
+    "FAMILIES",
+    "FFN",
+    "Addition",
+    "Matrix",
+    "Side",
+    "Site",
+    "Stack",
+    "base_model",
+    "by_stack",
+    "config_widths",
+    "copy_of",
+    "find_ffns",
+    "position_limit",
+]

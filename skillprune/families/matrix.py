@@ -1,0 +1,114 @@
+"""A weight matrix with its bias, however a module keeps them: read, written and cut alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from accelerate.utils import align_module_device
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+PLAIN = ("torch.nn.modules.linear.Linear", "transformers.models.falcon.modeling_falcon.FalconLinear")
+"""Types whose weight is ``(out, in)`` and the whole story; other subclasses of Linear may quantise or add to it."""
+
+TRANSPOSED = ("transformers.pytorch_utils.Conv1D",)
+"""Types whose weight is ``(in, out)``."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The matrix of one module; what it computes is ``x W^T + b``.
+
+    Attributes:
+        module: the module, whose input and output are the projection's.
+    """
+
+    module: nn.Module
+
+    @property
+    def weight(self) -> Tensor:
+        """``(out, in)``: the module's own values, also where it keeps them transposed."""
+        return self._kept.T if self._is_transposed else self._kept
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """``(out,)``, or None."""
+        found = getattr(self.module, "bias", None)
+        assert found is None or isinstance(found, nn.Parameter)
+        return found
+
+    @property
+    def in_features(self) -> int:
+        """Columns."""
+        return int(self.weight.shape[1])
+
+    @property
+    def out_features(self) -> int:
+        """Rows."""
+        return int(self.weight.shape[0])
+
+    @property
+    def parameters(self) -> tuple[nn.Parameter, ...]:
+        """The weight and, if there is one, the bias."""
+        return (self._kept,) if self.bias is None else (self._kept, self.bias)
+
+    def __call__(self, read: Tensor) -> Tensor:
+        """What the module gives."""
+        written: Tensor = self.module(read)
+        return written
+
+    def lent_weight(self) -> Tensor:
+        """The weight, ``(out, in)``: detached, to be read only.
+
+        Also when accelerate keeps it on the CPU or on disk and lends it to the module for a forward pass; then the
+        tensor is on the device the module computes on, and lives as long as the caller holds it.
+        """
+        with align_module_device(self.module):
+            return self.weight.detach()
+
+    def write_(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Replaces the values, not the tensors that hold them; without a bias to write, the old one stays."""
+        with torch.no_grad():
+            self.weight.copy_(weight)
+            if self.bias is not None and bias is not None:
+                self.bias.copy_(bias)
+
+    def keep_outputs_(self, rows: Tensor) -> None:
+        """Keeps some rows, in this order."""
+        self._replace_(self.weight[rows], None if self.bias is None else self.bias[rows])
+
+    def keep_inputs_(self, columns: Tensor) -> None:
+        """Keeps some columns, in this order."""
+        self._replace_(self.weight[:, columns], self.bias)
+
+    def resize_(self, out_features: int, in_features: int) -> None:
+        """Gives the module another shape; its values are of no meaning then, on the device they were on."""
+        bias = None if self.bias is None else self.bias.new_empty(out_features)
+        self._replace_(self.weight.new_empty(out_features, in_features), bias)
+
+    @property
+    def _kept(self) -> nn.Parameter:
+        """The weight as the module keeps it."""
+        kept = self.module.weight
+        assert isinstance(kept, nn.Parameter)
+        return kept
+
+    @property
+    def _is_transposed(self) -> bool:
+        return isinstance(self.module, Conv1D)
+
+    def _replace_(self, weight: Tensor, bias: Tensor | None) -> None:
+        out_features, in_features = weight.shape
+        stored = (weight.T if self._is_transposed else weight).detach().clone(memory_format=torch.contiguous_format)
+        self.module.weight = nn.Parameter(stored, requires_grad=self._kept.requires_grad)
+        if bias is not None and self.bias is not None:
+            self.module.bias = nn.Parameter(bias.detach().clone(), requires_grad=self.bias.requires_grad)
+        names = ("nf", "nx") if self._is_transposed else ("out_features", "in_features")
+        for name, size in zip(names, (out_features, in_features), strict=True):
+            setattr(self.module, name, size)
+
+
+def is_matrix(module: nn.Module) -> bool:
+    """Whether the module is of a type whose weight may be cut and written."""
+    return f"{type(module).__module__}.{type(module).__qualname__}" in (*PLAIN, *TRANSPOSED)

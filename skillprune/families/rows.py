@@ -1,0 +1,293 @@
+"""The family table: a row per ``config.model_type``, which says where its stacks keep what a pruner needs to know.
+
+A row is a tuple of stacks in the order they run. Of every stack it may give several descriptions, since paths differ
+between lines of transformers and with options in the config; the first that a model answers to is the one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from skillprune.families.stack import Stack
+
+Row = tuple[tuple[Stack, ...], ...]
+
+_BERT = Stack(
+    name="encoder",
+    blocks="encoder.layer",
+    up="intermediate.dense",
+    down="output.dense",
+    activation="intermediate.intermediate_act_fn",
+    width_attribute="intermediate_size",
+    residual="intermediate.dense",
+    attending=("attention.self.query", "attention.self.key", "attention.self.value"),
+    attention="attention.output.dense",
+    after="output.LayerNorm",
+)
+_MPNET = replace(
+    _BERT, attending=("attention.attn.q", "attention.attn.k", "attention.attn.v"), attention="attention.attn.o"
+)
+# The projections of its queries and keys also read relative positions, which nothing must be folded into.
+_DEBERTA = replace(_BERT, attending=())
+_DISTILBERT = Stack(
+    name="encoder",
+    blocks="transformer.layer",
+    up="ffn.lin1",
+    down="ffn.lin2",
+    activation="ffn.activation",
+    width_attribute="hidden_dim",
+    residual="ffn.lin1",
+    attending=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
+    attention="attention.out_lin",
+    after="output_layer_norm",
+)
+_ALBERT = Stack(
+    name="encoder",
+    blocks="encoder.albert_layer_groups",
+    up="albert_layers.0.ffn",
+    down="albert_layers.0.ffn_output",
+    activation="albert_layers.0.activation",
+    width_attribute="intermediate_size",
+    residual="albert_layers.0.ffn",
+    attending=(
+        "albert_layers.0.attention.query",
+        "albert_layers.0.attention.key",
+        "albert_layers.0.attention.value",
+    ),
+    attention="albert_layers.0.attention.dense",
+    after="albert_layers.0.full_layer_layer_norm",
+    repeats="num_hidden_layers",
+    when={"inner_group_num": 1},
+)
+_MODERNBERT = Stack(
+    name="encoder",
+    blocks="layers",
+    up="mlp.Wi",
+    down="mlp.Wo",
+    activation="mlp.act",
+    width_attribute="intermediate_size",
+    residual="mlp_norm",
+    attending=("attn.Wqkv",),
+    attention="attn.Wo",
+    fused=True,
+)
+
+_LLAMA = Stack(
+    name="decoder",
+    blocks="layers",
+    up="mlp.up_proj",
+    gate="mlp.gate_proj",
+    down="mlp.down_proj",
+    activation="mlp.act_fn",
+    width_attribute="intermediate_size",
+    residual="post_attention_layernorm",
+    attending=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    attention="self_attn.o_proj",
+)
+_EUROBERT = replace(_LLAMA, name="encoder")
+_GEMMA2 = replace(_LLAMA, residual="pre_feedforward_layernorm", between="post_feedforward_layernorm")
+_OLMO2 = replace(_LLAMA, residual="mlp", between="post_feedforward_layernorm")
+_COHERE = replace(_LLAMA, residual="input_layernorm", parallel=True)
+_GRANITE = replace(_LLAMA, scale="residual_multiplier", attention_scale="residual_multiplier")
+_NEMOTRON = replace(_LLAMA, gate=None)
+_STARCODER2 = replace(_LLAMA, up="mlp.c_fc", gate=None, down="mlp.c_proj", activation="mlp.act")
+_PHI = replace(
+    _LLAMA,
+    up="mlp.fc1",
+    gate=None,
+    down="mlp.fc2",
+    activation="mlp.activation_fn",
+    residual="input_layernorm",
+    attention="self_attn.dense",
+    parallel=True,
+)
+_PHI3 = replace(
+    _LLAMA,
+    up="mlp.gate_up_proj",
+    gate=None,
+    activation="mlp.activation_fn",
+    attending=("self_attn.qkv_proj",),
+    fused=True,
+)
+_GLM = replace(_LLAMA, up="mlp.gate_up_proj", gate=None, activation="mlp.activation_fn", fused=True)
+_STABLELM = (
+    replace(_LLAMA, when={"use_parallel_residual": False}),
+    replace(_LLAMA, residual="input_layernorm", parallel=True, when={"use_parallel_residual": True}),
+)
+
+_GPT2 = Stack(
+    name="decoder",
+    blocks="h",
+    up="mlp.c_fc",
+    down="mlp.c_proj",
+    activation="mlp.act",
+    width_attribute="n_inner",
+    residual="ln_2",
+    attending=("attn.c_attn",),
+    attention="attn.c_proj",
+)
+_GPT_NEO = replace(
+    _GPT2,
+    width_attribute="intermediate_size",
+    attending=("attn.attention.q_proj", "attn.attention.k_proj", "attn.attention.v_proj"),
+    attention="attn.attention.out_proj",
+)
+_GPTJ = replace(
+    _GPT2,
+    up="mlp.fc_in",
+    down="mlp.fc_out",
+    residual="ln_1",
+    attending=("attn.q_proj", "attn.k_proj", "attn.v_proj"),
+    attention="attn.out_proj",
+    parallel=True,
+)
+_GPT_NEOX = Stack(
+    name="decoder",
+    blocks="layers",
+    up="mlp.dense_h_to_4h",
+    down="mlp.dense_4h_to_h",
+    activation="mlp.act",
+    width_attribute="intermediate_size",
+    residual="post_attention_layernorm",
+    attending=("attention.query_key_value",),
+    attention="attention.dense",
+)
+_BLOOM = replace(
+    _GPT_NEOX,
+    blocks="h",
+    activation="mlp.gelu_impl",
+    width_attribute=None,
+    attending=("self_attention.query_key_value",),
+    attention="self_attention.dense",
+    when={"apply_residual_connection_post_layernorm": False},
+)
+_FALCON = replace(
+    _BLOOM,
+    activation="mlp.act",
+    width_attribute="ffn_hidden_size",
+    when={"parallel_attn": False, "new_decoder_architecture": False},
+)
+_OPT = Stack(
+    name="decoder",
+    blocks="decoder.layers",
+    up="fc1",
+    down="fc2",
+    activation="activation_fn",
+    width_attribute="ffn_dim",
+    residual="final_layer_norm",
+    attending=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    attention="self_attn.out_proj",
+    when={"do_layer_norm_before": True},
+)
+
+_BART = Stack(
+    name="encoder",
+    blocks="encoder.layers",
+    up="fc1",
+    down="fc2",
+    activation="activation_fn",
+    width_attribute="encoder_ffn_dim",
+    residual="fc1",
+    attending=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    attention="self_attn.out_proj",
+    after="final_layer_norm",
+)
+_BART_DECODER = (
+    replace(_BART[0], name="decoder", blocks="decoder.layers", width_attribute="decoder_ffn_dim", side="output"),
+)
+_WHISPER = (replace(_BART[0], residual="final_layer_norm", after=None),)
+_WHISPER_DECODER = (replace(_BART_DECODER[0], residual="final_layer_norm", after=None),)
+
+_T5_PLAIN = Stack(
+    name="encoder",
+    blocks="encoder.block",
+    up="layer.1.DenseReluDense.wi",
+    down="layer.1.DenseReluDense.wo",
+    activation="layer.1.DenseReluDense.act",
+    width_attribute="d_ff",
+    residual="layer.1.layer_norm",
+    attending=("layer.0.SelfAttention.q", "layer.0.SelfAttention.k", "layer.0.SelfAttention.v"),
+    attention="layer.0.SelfAttention.o",
+)
+_T5_GATED = replace(_T5_PLAIN, up="layer.1.DenseReluDense.wi_1", gate="layer.1.DenseReluDense.wi_0")
+_T5_DECODER_PLAIN = replace(
+    _T5_PLAIN,
+    name="decoder",
+    blocks="decoder.block",
+    up="layer.2.DenseReluDense.wi",
+    down="layer.2.DenseReluDense.wo",
+    activation="layer.2.DenseReluDense.act",
+    residual="layer.2.layer_norm",
+    side="output",
+)
+_T5_DECODER_GATED = replace(_T5_DECODER_PLAIN, up="layer.2.DenseReluDense.wi_1", gate="layer.2.DenseReluDense.wi_0")
+_T5: Row = ((_T5_PLAIN, _T5_GATED), (_T5_DECODER_PLAIN, _T5_DECODER_GATED))
+
+_CLIP = Stack(
+    name="vision",
+    blocks="vision_model.encoder.layers",
+    up="mlp.fc1",
+    down="mlp.fc2",
+    activation="mlp.activation_fn",
+    width_attribute="vision_config.intermediate_size",
+    residual="layer_norm2",
+    attending=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    attention="self_attn.out_proj",
+)
+_CLIP_TEXT = replace(
+    _CLIP, name="text", blocks="text_model.encoder.layers", width_attribute="text_config.intermediate_size"
+)
+
+FAMILIES: dict[str, Row] = {
+    "albert": ((_ALBERT,),),
+    "bart": ((_BART,), (_BART_DECODER,)),
+    "bert": ((_BERT,),),
+    "bloom": ((_BLOOM,),),
+    "camembert": ((_BERT,),),
+    "clip": ((_CLIP_TEXT,), (_CLIP,)),
+    "cohere": ((_COHERE,),),
+    "deberta-v2": ((_DEBERTA,),),
+    "distilbert": ((_DISTILBERT,),),
+    "electra": ((_BERT,),),
+    "eurobert": ((_EUROBERT,),),
+    "falcon": ((_FALCON,),),
+    "gemma": ((_LLAMA,),),
+    "gemma2": ((_GEMMA2,),),
+    "gemma3_text": ((_GEMMA2,),),
+    "glm": ((_GLM,),),
+    "gpt2": ((_GPT2,),),
+    "gpt_neo": ((_GPT_NEO,),),
+    "gpt_neox": (
+        (
+            replace(_GPT_NEOX, when={"use_parallel_residual": False}),
+            replace(_GPT_NEOX, parallel=True, when={"use_parallel_residual": True}),
+        ),
+    ),
+    "gptj": ((_GPTJ,),),
+    "granite": ((_GRANITE,),),
+    "llama": ((_LLAMA,),),
+    "marian": ((_BART,), (_BART_DECODER,)),
+    "mistral": ((_LLAMA,),),
+    "modernbert": ((_MODERNBERT,),),
+    "mpnet": ((_MPNET,),),
+    "mt5": _T5,
+    "nemotron": ((_NEMOTRON,),),
+    "olmo2": ((_OLMO2,),),
+    "opt": ((_OPT, replace(_OPT, residual="fc1", after="final_layer_norm", when={"do_layer_norm_before": False})),),
+    "phi": ((_PHI,),),
+    "phi3": ((_PHI3,),),
+    "qwen2": ((_LLAMA,),),
+    "qwen3": ((_LLAMA,),),
+    "roberta": ((_BERT,),),
+    "siglip": ((_CLIP_TEXT,), (_CLIP,)),
+    "smollm3": ((_LLAMA,),),
+    "stablelm": (_STABLELM,),
+    "starcoder2": ((_STARCODER2,),),
+    "t5": _T5,
+    "whisper": ((_WHISPER,), (_WHISPER_DECODER,)),
+    "xlm-roberta": ((_BERT,),),
+}
+"""Rows by ``config.model_type``; a new plain architecture is one row here and one tiny model in the tests."""
+
+POSITIONS_AFTER_PADDING = {"camembert", "mpnet", "roberta", "xlm-roberta"}
+"""Their position ids start behind the padding id, so the table is longer than the inputs may be."""
