@@ -192,11 +192,11 @@ _BART = Stack(
     attention="self_attn.out_proj",
     after="final_layer_norm",
 )
-_BART_DECODER = (
-    replace(_BART[0], name="decoder", blocks="decoder.layers", width_attribute="decoder_ffn_dim", side="output"),
+_BART_DECODER = replace(
+    _BART, name="decoder", blocks="decoder.layers", width_attribute="decoder_ffn_dim", side="output"
 )
-_WHISPER = (replace(_BART[0], residual="final_layer_norm", after=None),)
-_WHISPER_DECODER = (replace(_BART_DECODER[0], residual="final_layer_norm", after=None),)
+_WHISPER = replace(_BART, residual="final_layer_norm", after=None)
+_WHISPER_DECODER = replace(_BART_DECODER, residual="final_layer_norm", after=None)
 
 _T5_PLAIN = Stack(
     name="encoder",
