@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import reduce
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from skillprune.errors import PlanMismatch
-from skillprune.families import FFN, by_stack, config_widths, find_ffns
+from skillprune.families import FFN, by_stack, config_widths, find_ffns, set_config_value_
 from skillprune.planning import PruningPlan
 
 
@@ -76,9 +75,9 @@ def check_plan(ffns: Sequence[FFN], plan: PruningPlan) -> None:
 
 def record_widths_(model: PreTrainedModel) -> None:
     """Writes the widths that the config has attributes for into it; uneven ones are the checkpoint's to name."""
-    for attribute, width in config_widths(find_ffns(model)).items():
-        *parts, name = attribute.split(".")
-        setattr(reduce(getattr, parts, model.config), name, width)
+    for attribute, widths in config_widths(find_ffns(model)).items():
+        if len(widths) == 1:
+            set_config_value_(model.config, attribute, max(widths))
 
 
 def _multiply(mask: Tensor) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:

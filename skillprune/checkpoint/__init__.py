@@ -9,21 +9,37 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from skillprune.checkpoint.formats import FORMATS, Format, Written, uneven_widths
     from skillprune.checkpoint.load import Attention, Source, fingerprint, load_model, load_source
-    from skillprune.checkpoint.save import save_pruned, uneven_widths, verify_reload
+    from skillprune.checkpoint.record import Record, read_record
+    from skillprune.checkpoint.save import save_pruned
+    from skillprune.checkpoint.verify import verify_reload
 
 __all__ = [
+    "FORMATS",
     "Attention",
+    "Format",
+    "Record",
     "Source",
+    "Written",
     "fingerprint",
     "load_model",
     "load_source",
+    "load_stored",
+    "read_record",
     "save_pruned",
     "uneven_widths",
     "verify_reload",
 ]
 
-_HOME = {name: "load" for name in __all__[:5]} | {name: "save" for name in __all__[5:]}
+_HOME = {
+    **dict.fromkeys(("Attention", "Source", "fingerprint", "load_model", "load_source"), "load"),
+    "load_stored": "stored",
+    **dict.fromkeys(("FORMATS", "Format", "Written", "uneven_widths"), "formats"),
+    **dict.fromkeys(("Record", "read_record"), "record"),
+    "save_pruned": "save",
+    "verify_reload": "verify",
+}
 
 
 def __getattr__(name: str) -> Any:

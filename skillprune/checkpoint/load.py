@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import sys
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
@@ -25,6 +26,8 @@ from transformers import (
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from skillprune.checkpoint.quantizer import METHOD
+from skillprune.checkpoint.record import read_record
 from skillprune.demo import reviews_tiny
 from skillprune.errors import CheckpointError, ResourceFailure
 from skillprune.families import position_limit
@@ -72,6 +75,7 @@ class Source:
     fingerprint: str
     hub_id: str | None
     target_tokenizer: Tokenizer | None = None
+    history: tuple[Mapping[str, Any], ...] = ()
 
 
 def load_source(
@@ -99,10 +103,12 @@ def load_source(
     location = str(reviews_tiny(progress)) if spec.name == DEMO else spec.name
     directory = Path(location)
     if directory.is_dir():
-        _refuse_unsafe(directory)
+        refuse_unsafe(directory)
+        _refuse_wordless(directory)
     try:
         # Named, because without it transformers asks on a terminal whether to run the checkpoint's code.
         config = AutoConfig.from_pretrained(location, revision=spec.revision, trust_remote_code=False)
+        refuse_quantised(config, spec.name)
         tokenizer = AutoTokenizer.from_pretrained(location, revision=spec.revision, trust_remote_code=False)
         model = load_model(
             location,
@@ -124,6 +130,7 @@ def load_source(
         raise CheckpointError(f"model {spec.name!r} cannot be loaded: {_first_line(unreadable)}") from unreadable
     _fit_tokenizer_(tokenizer, model)
     stored = getattr(config, "dtype", None)
+    record = read_record(directory) if directory.is_dir() else None
     return Source(
         model=model,
         tokenizer=tokenizer,
@@ -131,6 +138,7 @@ def load_source(
         fingerprint=fingerprint(directory) if directory.is_dir() else _digest(location, _commit(config, spec)),
         hub_id=None if directory.is_dir() else location,
         target_tokenizer=writer,
+        history=() if record is None else tuple(record.history),
     )
 
 
@@ -203,11 +211,15 @@ def _target_tokenizer(location: str, name: str, spec: ModelSpec) -> Tokenizer:
     return tokenizer
 
 
-def _refuse_unsafe(directory: Path) -> None:
+def refuse_unsafe(directory: Path) -> None:
+    """Looks at the files of a checkpoint.
+
+    Raises:
+        CheckpointError: there is no config, or there are no safetensors weights.
+    """
     if not (directory / "config.json").is_file():
         raise CheckpointError(f"{directory} holds no config.json: it is not a transformers checkpoint")
     if any(directory.glob("*.safetensors")):
-        _refuse_wordless(directory)
         return
     pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in directory.glob(pattern))
     if pickled:
@@ -217,6 +229,21 @@ def _refuse_unsafe(directory: Path) -> None:
             "save_pretrained(DIR, safe_serialization=True)"
         )
     raise CheckpointError(f"{directory} holds no *.safetensors weights")
+
+
+def refuse_quantised(config: PretrainedConfig, name: str) -> None:
+    """Looks at how a checkpoint's weights are stored.
+
+    Raises:
+        CheckpointError: they are quantised.
+    """
+    quantised = getattr(config, "quantization_config", None)
+    method = quantised.get("quant_method") if isinstance(quantised, dict) else getattr(quantised, "quant_method", None)
+    if quantised is not None and method != METHOD:
+        raise CheckpointError(
+            f"{name} is already quantised ({method}); prune the checkpoint it was made from, and quantise what comes "
+            "out"
+        )
 
 
 def _fit_tokenizer_(tokenizer: Tokenizer, model: PreTrainedModel) -> None:

@@ -4,7 +4,15 @@ What is done with the neurons found here (hooking, scoring, repairing) is left t
 """
 
 from skillprune.families.ffn import FFN, Addition, copy_of
-from skillprune.families.finding import base_model, by_stack, config_widths, find_ffns, position_limit
+from skillprune.families.finding import (
+    base_model,
+    by_stack,
+    config_value,
+    config_widths,
+    find_ffns,
+    position_limit,
+    set_config_value_,
+)
 from skillprune.families.matrix import Matrix
 from skillprune.families.rows import FAMILIES
 from skillprune.families.stack import Side, Site, Stack
@@ -19,8 +27,10 @@ __all__ = [
     "Stack",
     "base_model",
     "by_stack",
+    "config_value",
     "config_widths",
     "copy_of",
     "find_ffns",
     "position_limit",
+    "set_config_value_",
 ]

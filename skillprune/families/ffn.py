@@ -176,10 +176,18 @@ class FFN:
     def keep_(self, neurons: Sequence[int]) -> None:
         """Keeps only some neurons (sorted indices), in place; parameters stay on their device."""
         indices = torch.tensor(neurons, dtype=torch.long, device=self.device)
-        rows = torch.cat([indices + copy * self.width for copy in range(self._rows)])
+        rows = self._rows_of(indices, self.width)
         for matrix in self.into:
             matrix.keep_outputs_(rows)
         self.down.keep_inputs_(indices)
+
+    def pad_(self, width: int) -> None:
+        """Adds neurons that read and write nothing behind the others, in place, up to a width."""
+        indices = torch.arange(self.width, device=self.device)
+        rows = self._rows_of(indices, width)
+        for matrix in self.into:
+            matrix.spread_outputs_(rows, self._rows * width)
+        self.down.spread_inputs_(indices, width)
 
     def resize_(self, width: int) -> None:
         """Gives the FFN another width; its values are of no meaning then."""
@@ -214,6 +222,10 @@ class FFN:
     def _rows(self) -> int:
         """Rows of up that belong to a neuron."""
         return 2 if self.stack.fused else 1
+
+    def _rows_of(self, neurons: Tensor, width: int) -> Tensor:
+        """Rows of up that belong to some neurons of a layer of some width."""
+        return torch.cat([neurons + copy * width for copy in range(self._rows)])
 
     def _matrix(self, path: str) -> Matrix:
         return matrix_at(self.block, path, type(self.block).__name__)

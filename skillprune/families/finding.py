@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import reduce
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -65,6 +66,12 @@ def by_stack(ffns: Sequence[FFN]) -> dict[str, tuple[FFN, ...]]:
     return grouped
 
 
+def set_config_value_(config: PretrainedConfig, path: str, value: object) -> None:
+    """Sets an attribute of the config or, with dots, of a part of it."""
+    *parts, name = path.split(".")
+    setattr(reduce(getattr, parts, config), name, value)
+
+
 def config_value(config: PretrainedConfig, path: str) -> object:
     """An attribute of the config or, with dots, of a part of it; none where there is no such attribute."""
     value: object = config
@@ -73,13 +80,13 @@ def config_value(config: PretrainedConfig, path: str) -> object:
     return value
 
 
-def config_widths(ffns: Sequence[FFN]) -> dict[str, int]:
-    """Widths by the config attributes that hold them, of those attributes on whose value all their layers agree."""
+def config_widths(ffns: Sequence[FFN]) -> dict[str, set[int]]:
+    """The widths of the layers that read theirs from a config attribute, by that attribute."""
     widths: dict[str, set[int]] = {}
     for ffn in ffns:
         if ffn.stack.width_attribute is not None:
             widths.setdefault(ffn.stack.width_attribute, set()).add(ffn.width)
-    return {attribute: found.pop() for attribute, found in widths.items() if len(found) == 1}
+    return widths
 
 
 def _fitting(body: nn.Module, config: PretrainedConfig, descriptions: Sequence[Stack]) -> Stack:

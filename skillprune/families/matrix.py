@@ -82,6 +82,21 @@ class Matrix:
         """Keeps some columns, in this order."""
         self._replace_(self.weight[:, columns], self.bias)
 
+    def spread_outputs_(self, places: Tensor, out_features: int) -> None:
+        """Puts the rows in other places of a taller matrix, with zeros in between."""
+        weight, bias = self.weight.new_zeros(out_features, self.in_features), None
+        weight[places] = self.weight.detach()
+        if self.bias is not None:
+            bias = self.bias.new_zeros(out_features)
+            bias[places] = self.bias.detach()
+        self._replace_(weight, bias)
+
+    def spread_inputs_(self, places: Tensor, in_features: int) -> None:
+        """Puts the columns in other places of a wider matrix, with zeros in between."""
+        weight = self.weight.new_zeros(self.out_features, in_features)
+        weight[:, places] = self.weight.detach()
+        self._replace_(weight, self.bias)
+
     def resize_(self, out_features: int, in_features: int) -> None:
         """Gives the module another shape; its values are of no meaning then, on the device they were on."""
         bias = None if self.bias is None else self.bias.new_empty(out_features)

@@ -1,0 +1,123 @@
+"""Writes the Python file of an ``auto_map`` checkpoint: stock classes whose layers are narrowed when they are built."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import transformers
+from transformers import PreTrainedModel
+
+from skillprune.families import FAMILIES, base_model
+
+MODULE = "modeling_skillprune"
+CLASS_PREFIX = "SkillPruned"
+WIDTHS_KEY = "skillprune_widths"
+"""Key of ``config.json`` that holds widths per stack and layer."""
+
+_CODE = '''"""Stock transformers classes with FFN layers of the widths that config.json names under "{key}"."""
+
+import torch
+from torch import nn
+from transformers import {imports}
+
+# Where the stacks keep their FFNs, most specific first: paths differ between versions of transformers.
+STACKS = {stacks}
+
+
+def _module(parent, path):
+    try:
+        return parent.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _resize(module, rows, columns):
+    transposed = hasattr(module, "nf")
+    shape = (columns, rows) if transposed else (rows, columns)
+    module.weight = nn.Parameter(module.weight.new_empty(shape))
+    if module.bias is not None and len(module.bias) != rows:
+        module.bias = nn.Parameter(module.bias.new_empty(rows))
+    for name, size in zip(("nf", "nx") if transposed else ("out_features", "in_features"), (rows, columns)):
+        setattr(module, name, size)
+
+
+def _columns(module):
+    return module.weight.shape[0 if hasattr(module, "nf") else 1]
+
+
+def _rows(module):
+    return module.weight.shape[1 if hasattr(module, "nf") else 0]
+
+
+def _narrow(model):
+    widths = getattr(model.config, "{key}", None) or {{}}
+    names = (model.base_model_prefix, "model")
+    found = [getattr(model, name) for name in names if name and isinstance(getattr(model, name, None), nn.Module)]
+    body = (found or [model])[0]
+    for stack, layers in widths.items():
+        for description in STACKS[stack]:
+            blocks = _module(body, description["blocks"])
+            paths = [*description["into"], description["down"]]
+            if blocks is not None and all(_module(block, path) is not None for block in blocks for path in paths):
+                break
+        else:
+            raise ValueError(f"this version of transformers keeps the FFNs of {{type(model).__name__}} elsewhere")
+        for block, width in zip(blocks, layers):
+            for path in description["into"]:
+                module = block.get_submodule(path)
+                _resize(module, description["rows"] * width, _columns(module))
+            module = block.get_submodule(description["down"])
+            _resize(module, _rows(module), width)
+
+
+{classes}'''
+
+_CLASS = '''class {prefix}{name}({name}):
+    """`{name}` with narrower layers."""
+
+    def __init__(self, config, *args, **kwargs):
+        super().__init__(config, *args, **kwargs)
+        _narrow(self)
+'''
+
+
+def modelling_code(model: PreTrainedModel) -> str:
+    """The file's text, for the model with its head and without; it imports nothing but torch and transformers."""
+    names = sorted(set(auto_classes(model).values()))
+    return _CODE.format(
+        key=WIDTHS_KEY,
+        imports=", ".join(names),
+        stacks=json.dumps(_stacks(model.config.model_type), indent=4),
+        classes="\n\n".join(_CLASS.format(prefix=CLASS_PREFIX, name=name) for name in names),
+    )
+
+
+def auto_classes(model: PreTrainedModel) -> dict[str, str]:
+    """The stock class by the Auto class that loads it, for the model with its head and without.
+
+    Empty for a class that no Auto class loads.
+    """
+    wanted = {type(model).__name__, type(base_model(model)).__name__}
+    found: dict[str, str] = {}
+    for name in dir(transformers):
+        if name.startswith("AutoModel"):
+            classes = getattr(getattr(transformers, name), "_model_mapping", {}).get(type(model.config), ())
+            several = classes if isinstance(classes, tuple) else (classes,)
+            found |= {name: each.__name__ for each in several if each.__name__ in wanted}  # noqa: B035  # one at most
+    return found
+
+
+def _stacks(model_type: str) -> dict[str, list[dict[str, Any]]]:
+    return {
+        descriptions[0].name: [
+            {
+                "blocks": stack.blocks,
+                "into": [path for path in (stack.up, stack.gate) if path is not None],
+                "rows": 2 if stack.fused else 1,
+                "down": stack.down,
+            }
+            for stack in descriptions
+        ]
+        for descriptions in FAMILIES[model_type]
+    }
