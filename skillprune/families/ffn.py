@@ -49,9 +49,9 @@ class Addition:
         return missing if self.scale is None else missing / self._scaled(torch.ones_like(missing[:1, :1]))
 
     def _scaled(self, written: Tensor) -> Tensor:
-        if self.scale is None:
+        scale = None if self.scale is None else getattr(self.block, self.scale)
+        if scale is None:  # beit has the attribute, and nothing there if its config wants no scale
             return written
-        scale = getattr(self.block, self.scale)
         scaled: Tensor = scale(written) if isinstance(scale, nn.Module) else scale * written
         return scaled
 

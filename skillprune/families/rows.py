@@ -90,6 +90,16 @@ _OLMO2 = replace(_LLAMA, residual="mlp", between="post_feedforward_layernorm")
 _COHERE = replace(_LLAMA, residual="input_layernorm", parallel=True)
 _GRANITE = replace(_LLAMA, scale="residual_multiplier", attention_scale="residual_multiplier")
 _NEMOTRON = replace(_LLAMA, gate=None)
+_PERSIMMON = replace(
+    _LLAMA,
+    up="mlp.dense_h_to_4h",
+    gate=None,
+    down="mlp.dense_4h_to_h",
+    activation="mlp.act",
+    attending=("self_attn.query_key_value",),
+    attention="self_attn.dense",
+)
+_NOMIC_BERT = replace(_LLAMA, name="encoder", residual="mlp", after="post_mlp_layernorm")
 _STARCODER2 = replace(_LLAMA, up="mlp.c_fc", gate=None, down="mlp.c_proj", activation="mlp.act")
 _PHI = replace(
     _LLAMA,
@@ -141,6 +151,7 @@ _GPTJ = replace(
     attention="attn.out_proj",
     parallel=True,
 )
+_CODEGEN = replace(_GPTJ, attending=("attn.qkv_proj",))
 _GPT_NEOX = Stack(
     name="decoder",
     blocks="layers",
@@ -167,6 +178,13 @@ _FALCON = replace(
     width_attribute="ffn_hidden_size",
     when={"parallel_attn": False, "new_decoder_architecture": False},
 )
+_FALCON_PARALLEL = replace(
+    _FALCON,
+    residual="input_layernorm",
+    parallel=True,
+    when={"parallel_attn": True, "new_decoder_architecture": False},
+)
+_FALCON_NEW = replace(_FALCON_PARALLEL, when={"new_decoder_architecture": True})
 _OPT = Stack(
     name="decoder",
     blocks="decoder.layers",
@@ -179,6 +197,9 @@ _OPT = Stack(
     attention="self_attn.out_proj",
     when={"do_layer_norm_before": True},
 )
+
+_BIOGPT = replace(_OPT, blocks="layers", width_attribute="intermediate_size", when={})
+_XGLM = replace(_BIOGPT, width_attribute="ffn_dim")
 
 _BART = Stack(
     name="encoder",
@@ -195,8 +216,9 @@ _BART = Stack(
 _BART_DECODER = replace(
     _BART, name="decoder", blocks="decoder.layers", width_attribute="decoder_ffn_dim", side="output"
 )
-_WHISPER = replace(_BART, residual="final_layer_norm", after=None)
-_WHISPER_DECODER = replace(_BART_DECODER, residual="final_layer_norm", after=None)
+_PRE_NORM_BART = replace(_BART, residual="final_layer_norm", after=None)
+_PRE_NORM_BART_DECODER = replace(_BART_DECODER, residual="final_layer_norm", after=None)
+_PRE_NORM_BART_ROW: Row = ((_PRE_NORM_BART,), (_PRE_NORM_BART_DECODER,))
 
 _T5_PLAIN = Stack(
     name="encoder",
@@ -238,24 +260,80 @@ _CLIP_TEXT = replace(
     _CLIP, name="text", blocks="text_model.encoder.layers", width_attribute="text_config.intermediate_size"
 )
 
+_VIT = Stack(
+    name="encoder",
+    blocks="layers",
+    up="mlp.fc1",
+    down="mlp.fc2",
+    activation="mlp.activation_fn",
+    width_attribute="intermediate_size",
+    residual="layernorm_after",
+    attending=("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+    attention="attention.o_proj",
+)
+_NESTED_VIT = replace(
+    _VIT,
+    blocks="encoder.layer",
+    up="intermediate.dense",
+    down="output.dense",
+    activation="intermediate.intermediate_act_fn",
+    attending=("attention.attention.query", "attention.attention.key", "attention.attention.value"),
+    attention="attention.output.dense",
+)
+_BEIT = replace(_VIT, scale="lambda_2", attention_scale="lambda_1")
+_NESTED_BEIT = replace(_NESTED_VIT, scale="lambda_2", attention_scale="lambda_1")
+_DINOV2 = replace(
+    _VIT,
+    blocks="encoder.layer",
+    width_attribute=None,
+    residual="norm2",
+    scale="layer_scale2",
+    attention_scale="layer_scale1",
+    when={"use_swiglu_ffn": False},
+)
+_NESTED_DINOV2 = replace(
+    _DINOV2, activation="mlp.activation", attending=_NESTED_VIT.attending, attention=_NESTED_VIT.attention
+)
+
+_WAV2VEC2 = Stack(
+    name="encoder",
+    blocks="encoder.layers",
+    up="feed_forward.intermediate_dense",
+    down="feed_forward.output_dense",
+    activation="feed_forward.intermediate_act_fn",
+    width_attribute="intermediate_size",
+    residual="feed_forward",
+    attending=("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+    attention="attention.out_proj",
+    after="final_layer_norm",
+    when={"do_stable_layer_norm": False},
+)
+_STABLE_WAV2VEC2 = replace(_WAV2VEC2, residual="final_layer_norm", after=None, when={"do_stable_layer_norm": True})
+
 FAMILIES: dict[str, Row] = {
     "albert": ((_ALBERT,),),
     "bart": ((_BART,), (_BART_DECODER,)),
+    "beit": ((_BEIT, _NESTED_BEIT),),
     "bert": ((_BERT,),),
+    "biogpt": ((_BIOGPT,),),
     "bloom": ((_BLOOM,),),
     "camembert": ((_BERT,),),
     "clip": ((_CLIP_TEXT,), (_CLIP,)),
+    "codegen": ((_CODEGEN,),),
     "cohere": ((_COHERE,),),
+    "data2vec-text": ((_BERT,),),
     "deberta-v2": ((_DEBERTA,),),
+    "deit": ((_VIT, _NESTED_VIT),),
+    "dinov2": ((_DINOV2, _NESTED_DINOV2),),
     "distilbert": ((_DISTILBERT,),),
     "electra": ((_BERT,),),
+    "ernie": ((_BERT,),),
     "eurobert": ((_EUROBERT,),),
-    "falcon": ((_FALCON,),),
+    "falcon": ((_FALCON, _FALCON_PARALLEL, replace(_FALCON_NEW, residual="ln_mlp"), _FALCON_NEW),),
     "gemma": ((_LLAMA,),),
     "gemma2": ((_GEMMA2,),),
     "gemma3_text": ((_GEMMA2,),),
     "glm": ((_GLM,),),
-    "gpt2": ((_GPT2,),),
     "gpt_neo": ((_GPT_NEO,),),
     "gpt_neox": (
         (
@@ -263,31 +341,43 @@ FAMILIES: dict[str, Row] = {
             replace(_GPT_NEOX, parallel=True, when={"use_parallel_residual": True}),
         ),
     ),
+    "gpt2": ((_GPT2,),),
     "gptj": ((_GPTJ,),),
     "granite": ((_GRANITE,),),
+    "hubert": ((_WAV2VEC2, _STABLE_WAV2VEC2),),
     "llama": ((_LLAMA,),),
+    "m2m_100": _PRE_NORM_BART_ROW,
     "marian": ((_BART,), (_BART_DECODER,)),
+    "mbart": _PRE_NORM_BART_ROW,
     "mistral": ((_LLAMA,),),
     "modernbert": ((_MODERNBERT,),),
     "mpnet": ((_MPNET,),),
     "mt5": _T5,
     "nemotron": ((_NEMOTRON,),),
+    "nomic_bert": ((_NOMIC_BERT,),),
+    "olmo": ((_LLAMA,),),
     "olmo2": ((_OLMO2,),),
     "opt": ((_OPT, replace(_OPT, residual="fc1", after="final_layer_norm", when={"do_layer_norm_before": False})),),
+    "pegasus": _PRE_NORM_BART_ROW,
+    "persimmon": ((_PERSIMMON,),),
     "phi": ((_PHI,),),
     "phi3": ((_PHI3,),),
     "qwen2": ((_LLAMA,),),
     "qwen3": ((_LLAMA,),),
     "roberta": ((_BERT,),),
+    "roformer": ((_BERT,),),
     "siglip": ((_CLIP_TEXT,), (_CLIP,)),
     "smollm3": ((_LLAMA,),),
     "stablelm": (_STABLELM,),
     "starcoder2": ((_STARCODER2,),),
     "t5": _T5,
-    "whisper": ((_WHISPER,), (_WHISPER_DECODER,)),
+    "vit": ((_VIT, _NESTED_VIT),),
+    "wav2vec2": ((_WAV2VEC2, _STABLE_WAV2VEC2),),
+    "whisper": _PRE_NORM_BART_ROW,
+    "xglm": ((_XGLM,),),
     "xlm-roberta": ((_BERT,),),
 }
 """Rows by ``config.model_type``; a new plain architecture is one row here and one tiny model in the tests."""
 
-POSITIONS_AFTER_PADDING = {"camembert", "mpnet", "roberta", "xlm-roberta"}
+POSITIONS_AFTER_PADDING = {"camembert", "data2vec-text", "mpnet", "roberta", "xlm-roberta"}
 """Their position ids start behind the padding id, so the table is longer than the inputs may be."""

@@ -155,7 +155,7 @@ def outputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
     found: list[Tensor] = []
 
     def remember(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
-        found.append(output)
+        found.append(output.clone())  # some blocks add to it in place
 
     handle = module.register_forward_hook(remember)
     try:
