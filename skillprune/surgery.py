@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from skillprune.errors import PlanMismatch
-from skillprune.families import FFN, by_stack, config_widths, find_ffns, set_config_value_
+from skillprune.families import FFN, Mixture, by_stack, config_widths, find_ffns, set_config_value_
 from skillprune.planning import PruningPlan
 
 
@@ -53,13 +53,8 @@ def masked(model: PreTrainedModel, plan: PruningPlan) -> Iterator[PreTrainedMode
 @contextmanager
 def silenced(ffn: FFN, neurons: Sequence[int]) -> Iterator[None]:
     """Inside the context some neurons of one FFN give zero."""
-    mask = torch.ones(ffn.width, dtype=ffn.dtype)
-    mask[list(neurons)] = 0
-    handle = ffn.down.module.register_forward_pre_hook(_multiply(mask))
-    try:
+    with _without_columns(ffn, neurons) if isinstance(ffn, Mixture) else _without_activations(ffn, neurons):
         yield
-    finally:
-        handle.remove()
 
 
 def check_plan(ffns: Sequence[FFN], plan: PruningPlan) -> None:
@@ -78,6 +73,31 @@ def record_widths_(model: PreTrainedModel) -> None:
     for attribute, widths in config_widths(find_ffns(model)).items():
         if len(widths) == 1:
             set_config_value_(model.config, attribute, max(widths))
+
+
+@contextmanager
+def _without_activations(ffn: FFN, neurons: Sequence[int]) -> Iterator[None]:
+    """Neither reads nor writes weights, wherever they are kept."""
+    mask = torch.ones(ffn.width, dtype=ffn.dtype)
+    mask[list(neurons)] = 0
+    handle = ffn.down.module.register_forward_pre_hook(_multiply(mask))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _without_columns(ffn: Mixture, neurons: Sequence[int]) -> Iterator[None]:
+    """Where no module reads the activations alone, nothing is made of them instead."""
+    silent, whole = list(neurons), [down.weight.detach().clone() for down in ffn.downs]
+    try:
+        for down, weight in zip(ffn.downs, whole, strict=True):
+            down.write_(weight.index_fill(1, torch.tensor(silent, dtype=torch.long, device=weight.device), 0), None)
+        yield
+    finally:
+        for down, weight in zip(ffn.downs, whole, strict=True):
+            down.write_(weight, None)
 
 
 def _multiply(mask: Tensor) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:

@@ -30,8 +30,8 @@ from skillprune.activations import Observation, Reading
 from skillprune.answers import Classifier, TaskModel, Writer
 from skillprune.errors import DataError
 from skillprune.families import Site, find_ffns
-from skillprune.scoring import Provenance, ScoringData, Settings, engine, ranking, score_neurons
-from skillprune.scoring.elimination import MOST_AT_ONCE, SHARE_AT_ONCE, Elimination, eliminate
+from skillprune.scoring import Provenance, ScoringData, Settings, elimination, engine, ranking, score_neurons
+from skillprune.scoring.elimination import MOST_AT_ONCE, SHARE_AT_ONCE, Elimination
 from skillprune.scoring.skill import GRADED_EXAMPLES, METRIC_IDENTITY, Skill
 
 SEED = 7
@@ -62,6 +62,11 @@ def problem(neurons: int, hidden: int, seed: int, *, tokens: int = 0) -> Problem
     return activations.T @ activations / len(activations), random(hidden, neurons), root @ root.T
 
 
+def eliminate(gram: Tensor, weight: Tensor, metric: Tensor, *, ridge: float = 0.01) -> Elimination:
+    """Elimination in a plain layer, which has one expert."""
+    return elimination.eliminate(gram.unsqueeze(0), weight.unsqueeze(0), metric, ridge=ridge)
+
+
 def objective(gram: Tensor, weight: Tensor, metric: Tensor, kept: list[int], ridge: float = 0.01) -> float:
     """What the best weights on ``kept`` lose: half the error in the metric, with the pull towards the old weights.
 
@@ -78,11 +83,13 @@ def objective(gram: Tensor, weight: Tensor, metric: Tensor, kept: list[int], rid
     return 0.5 * float(np.trace(metric.numpy() @ change.T @ hessian @ change))
 
 
-def greedy(gram: Tensor, weight: Tensor, metric: Tensor) -> tuple[list[int], list[float]]:
-    """Removes the neuron whose removal leaves the lowest objective, each solved from scratch."""
-    left, order, costs = list(range(len(gram))), [], []
+def greedy(*experts: Problem) -> tuple[list[int], list[float]]:
+    """Removes the neuron whose removal leaves the lowest objective in all experts, each solved from scratch."""
+    left, order, costs = list(range(len(experts[0][0]))), [], []
     while left:
-        tried = [objective(gram, weight, metric, [each for each in left if each != neuron]) for neuron in left]
+        tried = [
+            sum(objective(*expert, [each for each in left if each != neuron]) for expert in experts) for neuron in left
+        ]
         best = int(np.argmin(tried))
         costs.append(tried[best])
         order.append(left.pop(best))
@@ -104,7 +111,19 @@ def test_elimination_equals_a_greedy_that_solves_every_problem_anew(
 ) -> None:
     given = problem(neurons, hidden, seed, tokens=max(2, neurons // 2) if few else 0)
     order, cost = sound(eliminate(*given), neurons)
-    expected_order, expected_cost = greedy(*given)
+    expected_order, expected_cost = greedy(given)
+    assert order == expected_order
+    np.testing.assert_allclose(cost, expected_cost, rtol=1e-6)
+
+
+@settings(deadline=None, max_examples=15)
+@given(neurons=st.integers(1, 7), experts=st.integers(1, 4), seed=st.integers(0, 10_000))
+def test_of_several_experts_the_neurons_of_one_index_go_together(neurons: int, experts: int, seed: int) -> None:
+    given = [problem(neurons, 3, seed + expert) for expert in range(experts)]
+    gram, weight = (torch.stack([each[part] for each in given]) for part in (0, 1))
+    metric = given[0][2]
+    order, cost = sound(elimination.eliminate(gram, weight, metric), neurons)
+    expected_order, expected_cost = greedy(*((each[0], each[1], metric) for each in given))
     assert order == expected_order
     np.testing.assert_allclose(cost, expected_cost, rtol=1e-6)
 

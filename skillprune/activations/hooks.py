@@ -63,8 +63,8 @@ def differentiable(module: nn.Module) -> Iterator[tuple[list[Tensor], list[Tenso
         inputs.append(entering)
         return (entering, *args[1:])
 
-    def after(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
-        outputs.append(output)
+    def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        outputs.append(output[0] if isinstance(output, tuple) else output)
 
     handles = (module.register_forward_pre_hook(before), module.register_forward_hook(after))
     try:

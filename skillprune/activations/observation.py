@@ -24,7 +24,7 @@ class Observation:
         number: which batch of the stream it is, for messages.
         reading: where pooled values are read.
         activations: input of the down projection, ``(batch, sequence, neurons)``; where layers share the FFN, one
-            layer's sequence after the other's.
+            layer's sequence after the other's, and those of several experts side by side.
         gradients: gradient of the quantity, summed over examples, at the activations; none in a plain pass.
         output_gradients: the same at the output of the down projection, ``(batch, sequence, hidden)``.
     """
@@ -46,6 +46,13 @@ class Observation:
     def tokens(self) -> Tensor:
         """Activations of real tokens, ``(tokens, neurons)``, in float32 at least."""
         return self._finite(self._real(self.activations), "activations")
+
+    @property
+    def by_expert(self) -> tuple[Tensor, ...]:
+        """Activations of the tokens that came to each expert, ``(tokens, neurons)``; all tokens where there is one."""
+        if self.ffn.experts == 1:
+            return (self.tokens,)
+        return tuple(part[part.any(dim=1)] for part in self.tokens.split(self.ffn.width, dim=1))
 
     @cached_property
     def pooled(self) -> Tensor:

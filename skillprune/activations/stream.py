@@ -115,12 +115,15 @@ class _Run:
                 visitor.look(observation)
                 self.seen[key, site] = end
 
-    def observe(self, ffn: FFN, batch: Batch, activations: Tensor, *gradients: Tensor) -> Observation:
-        """What is seen of one FFN."""
-        moved = batch if batch.labels.device == activations.device else batch.to(activations.device)
+    def observe(self, ffn: FFN, batch: Batch, entering: Tensor, gradients: Sequence[Tensor] = ()) -> Observation:
+        """What is seen of one FFN: what entered the watched module, and the gradients there and where it left."""
+        moved = batch if batch.labels.device == entering.device else batch.to(entering.device)
+        seen = [ffn.activations(entering)]
+        if gradients:
+            seen += [ffn.gradients(*gradients), gradients[1]]
         # Some blocks lay their tokens in a row before the FFN.
-        seen = (tensor.reshape(len(batch), -1, tensor.shape[-1]) for tensor in (activations, *gradients))
-        return Observation(ffn, moved, self.number, self.reading, *seen)
+        shaped = (tensor.reshape(len(batch), -1, tensor.shape[-1]) for tensor in seen)
+        return Observation(ffn, moved, self.number, self.reading, *shaped)
 
 
 def _watch(run: _Run, batch: Batch) -> None:
@@ -128,7 +131,7 @@ def _watch(run: _Run, batch: Batch) -> None:
     prepared = run.subject.prepare(batch)
     with ExitStack() as stack, torch.inference_mode():
         for ffn in run.ffns:
-            calls, turns = stack.enter_context(inputs_of(ffn.down.module)), count(1)
+            calls, turns = stack.enter_context(inputs_of(ffn.watched)), count(1)
 
             def deliver(
                 _: nn.Module,
@@ -149,15 +152,15 @@ def _differentiate(run: _Run, batch: Batch) -> None:
     """A forward pass and one backward pass per quantity; all layers of the batch are alive at once."""
     prepared = run.subject.prepare(batch)
     with ExitStack() as stack, frozen(run.subject.model), torch.enable_grad():
-        nodes = [stack.enter_context(differentiable(ffn.down.module)) for ffn in run.ffns]
+        nodes = [stack.enter_context(differentiable(ffn.watched)) for ffn in run.ffns]
         answers = run.subject.ask(prepared)
         for ffn, (inputs, _) in zip(run.ffns, nodes, strict=True):
             run.show(PLAIN, run.observe(ffn, prepared, _whole(inputs)))
         for left, (name, quantity) in zip(range(len(run.quantities))[::-1], run.quantities.items(), strict=True):
             total = quantity(answers, prepared).sum()
             _refuse_not_finite(run, total, prepared, nodes)
-            for ffn, activations, gradients in _gradients(total, run.ffns, nodes, keep_graph=left > 0):
-                run.show(name, run.observe(ffn, prepared, activations, *gradients))
+            for ffn, entering, gradients in _gradients(total, run.ffns, nodes, keep_graph=left > 0):
+                run.show(name, run.observe(ffn, prepared, entering, gradients))
 
 
 def _refuse_not_finite(

@@ -129,17 +129,27 @@ def load_source(
         # What transformers raises for configs it does not know, sizes that do not fit and truncated weights.
         raise CheckpointError(f"model {spec.name!r} cannot be loaded: {_first_line(unreadable)}") from unreadable
     _fit_tokenizer_(tokenizer, model)
-    stored = getattr(config, "dtype", None)
-    record = read_record(directory) if directory.is_dir() else None
     return Source(
         model=model,
         tokenizer=tokenizer,
-        dtype=stored if isinstance(stored, torch.dtype) else torch.float32,
+        dtype=_stored_dtype(config),
         fingerprint=fingerprint(directory) if directory.is_dir() else _digest(location, _commit(config, spec)),
         hub_id=None if directory.is_dir() else location,
         target_tokenizer=writer,
-        history=() if record is None else tuple(record.history),
+        history=_history(directory),
     )
+
+
+def _stored_dtype(config: PretrainedConfig) -> torch.dtype:
+    """What the weights are stored in, as the config says."""
+    stored = getattr(config, "dtype", None)
+    return stored if isinstance(stored, torch.dtype) else torch.float32
+
+
+def _history(directory: Path) -> tuple[Mapping[str, Any], ...]:
+    """What was pruned before, as far as the directory tells."""
+    record = read_record(directory) if directory.is_dir() else None
+    return () if record is None else tuple(record.history)
 
 
 def load_model(

@@ -3,6 +3,7 @@
 What is done with the neurons found here (hooking, scoring, repairing) is left to the rooms below.
 """
 
+from skillprune.families.experts import Mixture
 from skillprune.families.ffn import FFN, Addition, copy_of
 from skillprune.families.finding import (
     base_model,
@@ -15,13 +16,15 @@ from skillprune.families.finding import (
 )
 from skillprune.families.matrix import Matrix
 from skillprune.families.rows import FAMILIES
-from skillprune.families.stack import Side, Site, Stack
+from skillprune.families.stack import Routing, Side, Site, Stack
 
 __all__ = [
     "FAMILIES",
     "FFN",
     "Addition",
     "Matrix",
+    "Mixture",
+    "Routing",
     "Side",
     "Site",
     "Stack",

@@ -98,6 +98,11 @@ class FFN:
         return self._matrix(self.stack.down)
 
     @property
+    def downs(self) -> tuple[Matrix, ...]:
+        """The same, one for every expert."""
+        return (self.down,)
+
+    @property
     def into(self) -> tuple[Matrix, ...]:
         """The projections with rows that belong to neurons: up, and the gate where it stands alone."""
         return (self.up,) if self.gate is None else (self.up, self.gate)
@@ -123,6 +128,21 @@ class FFN:
         return self.down.in_features
 
     @property
+    def experts(self) -> int:
+        """How many FFNs of this width stand side by side; each token meets some of them."""
+        return 1
+
+    @property
+    def columns(self) -> int:
+        """Activations a token has: neurons of all experts."""
+        return self.experts * self.width
+
+    @property
+    def watched(self) -> nn.Module:
+        """The module whose input says what the activations are."""
+        return self.down.module
+
+    @property
     def hidden(self) -> int:
         """Features of what it reads and writes."""
         return self.down.out_features
@@ -130,12 +150,12 @@ class FFN:
     @property
     def dtype(self) -> torch.dtype:
         """Number format of the weights."""
-        return self.down.weight.dtype
+        return self.down.weights[0].dtype
 
     @property
     def device(self) -> torch.device:
         """Where the weights are; ``meta`` while accelerate keeps them elsewhere."""
-        return self.down.weight.device
+        return self.down.weights[0].device
 
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
@@ -153,17 +173,20 @@ class FFN:
         return self._weights_per_neuron + self._rows * sum(matrix.bias is not None for matrix in self.into)
 
     def down_weight(self) -> Tensor:
-        """Weight of the down projection, ``(hidden, neurons)``: detached, to be read only, wherever it is kept."""
+        """Weight of the down projection, ``(hidden, columns)``: detached, to be read only, wherever it is kept."""
         return self.down.lent_weight()
 
     def fire(self, read: Tensor) -> Tensor:
         """Activations ``(..., neurons)`` for what the FFN reads, ``(..., hidden)``, as in evaluation mode."""
-        activate, up = self.block.get_submodule(self.stack.activation), self.up(read)
-        if self.stack.fused:
-            activated, multiplied = up.chunk(2, dim=-1)
-            return activate(activated) * multiplied  # type: ignore[no-any-return]
-        fired: Tensor = activate(up) if self.gate is None else activate(self.gate(read)) * up
-        return fired
+        return self._activated(self.up(read), None if self.gate is None else self.gate(read))
+
+    def activations(self, entering: Tensor) -> Tensor:
+        """Activations ``(..., columns)``, given what enters the watched module."""
+        return entering
+
+    def gradients(self, entering: Tensor, leaving: Tensor) -> Tensor:
+        """Gradients at the activations, given those at what enters and what leaves the watched module."""
+        return entering
 
     def check(self) -> None:
         """Looks at its projections.
@@ -213,6 +236,14 @@ class FFN:
             return stream
         handed: Tensor = self.block.get_submodule(self.stack.after)(stream)
         return handed
+
+    def _activated(self, up: Tensor, gate: Tensor | None) -> Tensor:
+        """Activations, given what up gives, and gate."""
+        activate = self.block.get_submodule(self.stack.activation)
+        if self.stack.fused:
+            gate, up = up.chunk(2, dim=-1)
+        fired: Tensor = activate(up) if gate is None else activate(gate) * up
+        return fired
 
     @property
     def _weights_per_neuron(self) -> int:

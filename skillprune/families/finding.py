@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from skillprune.errors import UnsupportedArchitecture
+from skillprune.families.experts import Mixture
 from skillprune.families.ffn import FFN
 from skillprune.families.rows import FAMILIES, POSITIONS_AFTER_PADDING
 from skillprune.families.stack import Stack
@@ -115,25 +116,42 @@ def _missing(body: nn.Module, config: PretrainedConfig, stack: Stack) -> Iterato
         yield f"list of blocks at {stack.blocks!r}"
     else:
         for block in blocks:
+            paths = (*stack.modules, *(() if stack.routing else stack.projections))
             yield from (
-                f"module {path!r} below {type(block).__name__}"
-                for path in stack.modules
-                if _module(block, path) is None
+                f"module {path!r} below {type(block).__name__}" for path in paths if _module(block, path) is None
             )
+            if stack.routing is not None:
+                yield from _missing_in_experts(_module(block, stack.routing.experts), stack)
+
+
+def _missing_in_experts(experts: nn.Module | None, stack: Stack) -> Iterator[str]:
+    if isinstance(experts, nn.ModuleList):
+        yield from (
+            f"module {path!r} below {type(expert).__name__}"
+            for expert in experts
+            for path in stack.projections
+            if _module(expert, path) is None
+        )
+    elif experts is not None:
+        held = dict(experts.named_parameters(recurse=False))
+        yield from (f"parameter {name!r} in {type(experts).__name__}" for name in stack.projections if name not in held)
 
 
 def _resolve(body: nn.Module, stack: Stack, config: PretrainedConfig) -> list[FFN]:
     blocks = body.get_submodule(stack.blocks)
     assert isinstance(blocks, nn.ModuleList)
-    uses = 1
-    if stack.repeats is not None:
-        times = config_value(config, stack.repeats)
-        assert isinstance(times, int)
-        uses = times // len(blocks)
-    found = [FFN(stack, layer, block, uses) for layer, block in enumerate(blocks)]
+    found = [_ffn(stack, layer, block, len(blocks), config) for layer, block in enumerate(blocks)]
     for ffn in found:
         ffn.check()
     return found
+
+
+def _ffn(stack: Stack, layer: int, block: nn.Module, blocks: int, config: PretrainedConfig) -> FFN:
+    if stack.routing is not None:
+        wanted, normalised = stack.routing.top_k, stack.routing.normalised
+        top_k = int(getattr(config, wanted))
+        return Mixture(stack, layer, block, 1, top_k, normalised is None or bool(getattr(config, normalised)))
+    return FFN(stack, layer, block, 1 if stack.repeats is None else int(getattr(config, stack.repeats)) // blocks)
 
 
 def _refuse_tied(model: PreTrainedModel, ffns: Sequence[FFN]) -> None:

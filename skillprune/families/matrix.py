@@ -41,17 +41,22 @@ class Matrix:
     @property
     def in_features(self) -> int:
         """Columns."""
-        return int(self.weight.shape[1])
+        return int(self.weight.shape[-1])
 
     @property
     def out_features(self) -> int:
         """Rows."""
-        return int(self.weight.shape[0])
+        return int(self.weight.shape[-2])
+
+    @property
+    def weights(self) -> tuple[nn.Parameter, ...]:
+        """What holds the weight."""
+        return (self._kept,)
 
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
-        """The weight and, if there is one, the bias."""
-        return (self._kept,) if self.bias is None else (self._kept, self.bias)
+        """What holds the weight and, if there is one, the bias."""
+        return self.weights if self.bias is None else (*self.weights, self.bias)
 
     def __call__(self, read: Tensor) -> Tensor:
         """What the module gives."""
@@ -76,16 +81,16 @@ class Matrix:
 
     def keep_outputs_(self, rows: Tensor) -> None:
         """Keeps some rows, in this order."""
-        self._replace_(self.weight[rows], None if self.bias is None else self.bias[rows])
+        self._replace_(self.weight[..., rows, :], None if self.bias is None else self.bias[rows])
 
     def keep_inputs_(self, columns: Tensor) -> None:
         """Keeps some columns, in this order."""
-        self._replace_(self.weight[:, columns], self.bias)
+        self._replace_(self.weight[..., columns], self.bias)
 
     def spread_outputs_(self, places: Tensor, out_features: int) -> None:
         """Puts the rows in other places of a taller matrix, with zeros in between."""
-        weight, bias = self.weight.new_zeros(out_features, self.in_features), None
-        weight[places] = self.weight.detach()
+        weight, bias = self._empty(out_features, self.in_features).zero_(), None
+        weight[..., places, :] = self.weight.detach()
         if self.bias is not None:
             bias = self.bias.new_zeros(out_features)
             bias[places] = self.bias.detach()
@@ -93,14 +98,19 @@ class Matrix:
 
     def spread_inputs_(self, places: Tensor, in_features: int) -> None:
         """Puts the columns in other places of a wider matrix, with zeros in between."""
-        weight = self.weight.new_zeros(self.out_features, in_features)
-        weight[:, places] = self.weight.detach()
+        weight = self._empty(self.out_features, in_features).zero_()
+        weight[..., places] = self.weight.detach()
         self._replace_(weight, self.bias)
 
     def resize_(self, out_features: int, in_features: int) -> None:
         """Gives the module another shape; its values are of no meaning then, on the device they were on."""
         bias = None if self.bias is None else self.bias.new_empty(out_features)
-        self._replace_(self.weight.new_empty(out_features, in_features), bias)
+        self._replace_(self._empty(out_features, in_features), bias)
+
+    def _empty(self, out_features: int, in_features: int) -> Tensor:
+        """Room for another shape."""
+        weight = self.weight
+        return weight.new_empty(*weight.shape[:-2], out_features, in_features, requires_grad=False)
 
     @property
     def _kept(self) -> nn.Parameter:

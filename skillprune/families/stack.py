@@ -14,6 +14,25 @@ Side = Literal["input", "output"]
 
 
 @dataclass(frozen=True)
+class Routing:
+    """How the tokens of a mixture of experts find theirs: those with the largest softmax of what the router gives.
+
+    Attributes:
+        module: path of the module that routes, relative to the block; it reads tokens and gives the experts' sum.
+        router: path of the module whose weight, ``(experts, hidden)``, scores experts for a token.
+        experts: path of the experts: a list of modules, or one module with a parameter for all.
+        top_k: config attribute that says how many experts a token is sent to.
+        normalised: config attribute that says whether their weights are made to sum to one; none where they always are.
+    """
+
+    module: str
+    router: str
+    experts: str
+    top_k: str = "num_experts_per_tok"
+    normalised: str | None = "norm_topk_prob"
+
+
+@dataclass(frozen=True)
 class Stack:
     """One pile of transformer blocks; paths are exact and relative to the block (``blocks``: to the base model).
 
@@ -41,6 +60,8 @@ class Stack:
         between: path of the norm that the FFN's output goes through before it is added; attention's has one too then.
         side: which tokens the stack runs over.
         repeats: config attribute that says how often the list of blocks is run through; none for once.
+        routing: how tokens find their experts; none in a plain FFN. With experts, paths of up, gate and down are
+            relative to one of them.
         when: config attributes a model must have for this description of the stack to be the right one.
     """
 
@@ -62,11 +83,22 @@ class Stack:
     between: str | None = None
     side: Side = "input"
     repeats: str | None = None
+    routing: Routing | None = None
     when: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """Paths of all modules that a block must have."""
-        optional = (self.after, self.gate, self.between)
-        needed = (self.up, self.down, self.activation, self.residual, *self.attending, self.attention)
-        return (*needed, *(path for path in optional if path is not None))
+        """Paths of all modules that a block must have, beside the projections of the neurons."""
+        routing = self.routing
+        routed = () if routing is None else (routing.module, routing.router, routing.experts)
+        norms = (path for path in (self.after, self.between) if path is not None)
+        return (*routed, self.activation, self.residual, *self.attending, self.attention, *norms)
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        """Paths of the projections of the neurons."""
+        return tuple(path for path in (self.up, self.gate, self.down) if path is not None)
+
+
+Row = tuple[tuple[Stack, ...], ...]
+"""The stacks of an architecture in the order they run, each with alternative descriptions."""

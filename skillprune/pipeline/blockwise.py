@@ -65,5 +65,7 @@ def _order(ffn: FFN, statistics: Statistics, metric: torch.Tensor) -> list[int]:
     bias = None if ffn.down.bias is None else ffn.down.bias.detach().double()
     everything = torch.arange(ffn.width, device=gram.device)
     fitted, _ = least_squares(statistics, weight.to(gram), bias, everything, RIDGE)
-    order: list[int] = eliminate(gram / moments.weight, fitted, metric.to(gram), ridge=RIDGE).order.tolist()
+    order: list[int] = eliminate(
+        (gram / moments.weight).unsqueeze(0), fitted.unsqueeze(0), metric.to(gram), ridge=RIDGE
+    ).order.tolist()
     return order

@@ -41,5 +41,5 @@ def _of_neurons(model: PreTrainedModel) -> set[int]:
     found: set[int] = set()
     for ffn in find_ffns(model):
         found |= {id(parameter) for matrix in ffn.into for parameter in matrix.parameters}
-        found.add(id(ffn.down.parameters[0]))
+        found |= {id(weight) for weight in ffn.down.weights}
     return found

@@ -21,7 +21,7 @@ class Wanda(Criterion):
 
     def start(self, ffn: FFN, split: Split, device: torch.device) -> State:
         """Sums of squares, ``(neurons,)``."""
-        return {"squares": zeros(device, ffn.width)}
+        return {"squares": zeros(device, ffn.columns)}
 
     def update(self, read: Read, seen: Observation) -> None:
         """Adds the batch's sum of squares over real tokens."""
@@ -48,7 +48,7 @@ class Fluctuation(Criterion):
 
     def start(self, ffn: FFN, split: Split, device: torch.device) -> State:
         """Number of tokens, means and summed squared deviations from them."""
-        return {"count": zeros(device), "mean": zeros(device, ffn.width), "deviation": zeros(device, ffn.width)}
+        return {"count": zeros(device), "mean": zeros(device, ffn.columns), "deviation": zeros(device, ffn.columns)}
 
     def update(self, read: Read, seen: Observation) -> None:
         """Merges the batch's own mean and deviations."""

@@ -88,6 +88,22 @@ class LayerScores:
     details: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
+def per_neuron(found: LayerScores, ffn: FFN) -> LayerScores:
+    """Makes one neuron of those that have the same index in several experts: their mean.
+
+    Experts count as much as routing lets them, because activations enter multiplied by routing weights, and as zero
+    for tokens that were sent elsewhere.
+    """
+
+    def mean(values: NDArray[Any]) -> NDArray[Any]:
+        if ffn.experts == 1 or values.shape[-1] != ffn.columns:
+            return values
+        over_experts = values.reshape(*values.shape[:-1], ffn.experts, ffn.width).mean(axis=-2)
+        return np.asarray(np.sign(over_experts) if values.dtype.kind == "i" else over_experts, dtype=values.dtype)
+
+    return LayerScores(mean(found.scores), {name: mean(values) for name, values in found.details.items()})
+
+
 class Criterion(ABC):
     """Scores neurons. A subclass says what it reads, how one observation changes its sums, and what they amount to.
 

@@ -19,7 +19,7 @@ from skillprune.errors import DataError
 from skillprune.families import FFN, Site, by_stack, find_ffns
 from skillprune.progress import Progress, silent
 from skillprune.scoring.activity import Fluctuation, Wanda
-from skillprune.scoring.criterion import SPLITS, Criterion, LayerScores, Read, Settings, Split
+from skillprune.scoring.criterion import SPLITS, Criterion, LayerScores, Read, Settings, Split, per_neuron
 from skillprune.scoring.exchange import failing_together, merge_processes, of_main, own_share, processes
 from skillprune.scoring.gradients import Attribution, Fisher, GaussNewton, Taylor
 from skillprune.scoring.precision import AveragePrecision
@@ -95,7 +95,7 @@ def score_neurons(
         for shifts in _rounds(workers, ffns, budget):
             observe(subject, data, shifts, settings.reading, progress)
             for worker, sites in shifts:
-                found[worker.name] |= {ffn.site: worker.finish(ffn) for ffn in sites}
+                found[worker.name] |= {ffn.site: per_neuron(worker.finish(ffn), ffn) for ffn in sites}
                 _forget(worker, sites)
     finally:
         for worker in workers:
@@ -216,7 +216,7 @@ def _free_bytes(ffns: Sequence[FFN]) -> int:
 
 def computing_device(ffn: FFN) -> torch.device:
     """Where the FFN computes, also when accelerate keeps its weights elsewhere and lends them to it."""
-    lent_to = getattr(getattr(ffn.down.module, "_hf_hook", None), "execution_device", None)
+    lent_to = getattr(getattr(ffn.watched, "_hf_hook", None), "execution_device", None)
     return ffn.device if lent_to is None else torch.device(lent_to)
 
 

@@ -21,7 +21,7 @@ class _MeanOverExamples(Criterion):
 
     def start(self, ffn: FFN, split: Split, device: torch.device) -> State:
         """A sum per neuron and the number of examples."""
-        return {"sum": zeros(device, ffn.width), "examples": zeros(device)}
+        return {"sum": zeros(device, ffn.columns), "examples": zeros(device)}
 
     def update(self, read: Read, seen: Observation) -> None:
         """Adds the batch's examples."""
@@ -105,7 +105,7 @@ class Attribution(Criterion):
     def start(self, ffn: FFN, split: Split, device: torch.device) -> State:
         """A sum per class and neuron and the number of examples per class; one class where a task has none."""
         classes = max(1, len(self.settings.labels))
-        return {"sum": zeros(device, classes, ffn.width), "examples": zeros(device, classes)}
+        return {"sum": zeros(device, classes, ffn.columns), "examples": zeros(device, classes)}
 
     def update(self, read: Read, seen: Observation) -> None:
         """Adds the batch's examples to their classes."""

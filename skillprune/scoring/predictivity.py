@@ -48,7 +48,7 @@ class Predictivity(Criterion):
     def start(self, ffn: FFN, split: Split, device: torch.device) -> State:
         """Calibration: sums per class. Validation: the part of every test's accuracy that firing neurons add."""
         rows = len(self.settings.labels if split == "calibration" else self._tests.names)
-        return {"sums": zeros(device, rows, self.settings.positions, ffn.width)}
+        return {"sums": zeros(device, rows, self.settings.positions, ffn.columns)}
 
     def update(self, read: Read, seen: Observation) -> None:
         """Adds pooled activations to their classes, or looks which neurons fire above which baseline."""

@@ -65,7 +65,7 @@ class LinearProbe(ResponseCriterion):
         if not self._found:
             weights, gaps = self._fit()
             columns = torch.cat([_places(weights, gaps).unsqueeze(0), weights])
-            parts = columns.split([each.width for each in self.ffns], dim=1)
+            parts = columns.split([each.columns for each in self.ffns], dim=1)
             self._found = {each.site: part for each, part in zip(self.ffns, parts, strict=True)}
         found = self._found[ffn.site]
         return LayerScores(vector(found[0]), {"weights": vector(found[1:])})
@@ -84,8 +84,8 @@ class LinearProbe(ResponseCriterion):
     def _standardised(self, split: Split) -> Floats:
         """Responses of all layers side by side, by mean and deviation of calibration; on disk like the responses."""
         columns = [self.responses(ffn, split)[0] for ffn in self.ffns]
-        whole = self.on_disk(len(columns[0]), sum(ffn.width for ffn in self.ffns))
-        places = whole.split([ffn.width for ffn in self.ffns], dim=1)
+        whole = self.on_disk(len(columns[0]), sum(ffn.columns for ffn in self.ffns))
+        places = whole.split([ffn.columns for ffn in self.ffns], dim=1)
         for ffn, column, place in zip(self.ffns, columns, places, strict=True):
             deviation, mean = torch.std_mean(self.responses(ffn, "calibration")[0], dim=0, correction=0)
             deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))

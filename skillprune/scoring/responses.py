@@ -30,7 +30,7 @@ class ResponseCriterion(Criterion):
         """Responses ``(examples, neurons)`` on disk, the label of each example, and which examples were seen."""
         examples = self.settings.examples[split]
         return {
-            "responses": self.on_disk(examples, ffn.width),
+            "responses": self.on_disk(examples, ffn.columns),
             "labels": torch.zeros(examples, dtype=torch.long),
             "seen": torch.zeros(examples, dtype=torch.bool),
         }

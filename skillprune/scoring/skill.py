@@ -43,11 +43,11 @@ class Skill(Criterion):
     reads = (_gram, _metric)
 
     def start(self, ffn: FFN, split: Split, device: torch.device) -> State:
-        """Second moments of activations, and of gradients at the output."""
+        """Second moments of every expert's activations, and of gradients at the output."""
         hidden = ffn.hidden
         return {
-            "gram": zeros(device, ffn.width, ffn.width),
-            "sum": zeros(device, ffn.width),
+            "gram": zeros(device, ffn.experts, ffn.width, ffn.width),
+            "sum": zeros(device, ffn.experts, ffn.width),
             "tokens": zeros(device),
             "metric": zeros(device, hidden, hidden),
             "graded": zeros(device),
@@ -55,16 +55,16 @@ class Skill(Criterion):
 
     @classmethod
     def state_bytes(cls, ffn: FFN) -> int:
-        """Two square matrices in float64."""
-        return 8 * (ffn.width**2 + ffn.hidden**2)
+        """Square matrices in float64."""
+        return 8 * (ffn.experts * ffn.width**2 + ffn.hidden**2)
 
     def update(self, read: Read, seen: Observation) -> None:
         """Adds the products of the batch's real tokens, made in the tokens' dtype, to sums in float64."""
         if read == self._gram:
             state = self.state(seen.ffn, read.split, seen.tokens.device)
-            total = seen.tokens.sum(dim=0, dtype=torch.float64)
-            _add_products_(state["gram"], seen.tokens)
-            state["sum"] += total
+            state["sum"] += seen.tokens.sum(dim=0, dtype=torch.float64).view_as(state["sum"])
+            for gram, tokens in zip(state["gram"], seen.by_expert, strict=True):
+                _add_products_(gram, tokens)
             state["tokens"] += len(seen.tokens)
         else:
             gradients = seen.output_tokens
@@ -90,12 +90,13 @@ class Skill(Criterion):
                 *(int(tokens), ffn.width),
             )
         gram = torch.triu(state["gram"]) / tokens
-        gram = gram + torch.triu(gram, diagonal=1).T
+        gram = gram + torch.triu(gram, diagonal=1).mT
         if ffn.down.bias is not None:  # the bias takes over the mean, so only deviations cost anything
             mean = state["sum"] / tokens
-            gram = gram - torch.outer(mean, mean)
+            gram = gram - mean.unsqueeze(2) * mean.unsqueeze(1)
         metric = _output_metric(state["metric"], state["graded"])
-        found = eliminate(gram, ffn.down_weight().to(gram), metric)
+        weight = torch.stack([down.lent_weight() for down in ffn.downs])
+        found = eliminate(gram, weight.to(gram), metric)
         scores = torch.empty_like(found.cost)
         scores[found.order] = found.cost
         details = {"order": found.order.cpu().numpy(), "cost": vector(found.cost)}
