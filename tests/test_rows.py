@@ -12,7 +12,10 @@ import torch
 from torch import Tensor, nn
 from zoo import ZOO, here
 
+from skillprune.errors import RecipeError, UnsupportedArchitecture
 from skillprune.families import FFN, by_stack, find_ffns
+from skillprune.planning.costs import model_costs, predict_costs
+from skillprune.planning.layers import layers_of
 
 MIXTURES = {"mixtral", "olmoe", "qwen2_moe", "qwen3_moe"}
 PLAIN = [name for name in here() if name not in MIXTURES]
@@ -100,3 +103,29 @@ def test_what_down_writes_joins_the_stream_as_the_row_says(name: str) -> None:
         if ffn.stack.parallel:
             residual = ffn.attention_addition.sum(residual, attended)
         torch.testing.assert_close(ffn.handed_on(residual, written), seen.leaving[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in here() if ZOO[name].reads in {"text", "text to text"}])
+def test_costs_predicted_are_the_costs_of_the_model_once_it_is_cut(name: str) -> None:
+    model = ZOO[name].model()
+    ffns, before = find_ffns(model), model_costs(model)
+    widths = {stack: [8 + 8 * (ffn.layer % 2) for ffn in layers] for stack, layers in by_stack(ffns).items()}
+    predicted = predict_costs(before, ffns, widths)
+    for ffn in ffns:
+        ffn.keep_(range(widths[ffn.stack.name][ffn.layer]))
+    assert model_costs(model) == predicted
+    assert predicted.macs < before.macs
+
+
+@pytest.mark.parametrize("name", [name for name in here() if ZOO[name].reads not in {"text", "text to text"}])
+def test_costs_of_what_reads_images_or_sound_are_not_made_up(name: str) -> None:
+    with pytest.raises(UnsupportedArchitecture, match="nothing but text"):
+        model_costs(ZOO[name].model())
+
+
+def test_widths_that_kernels_for_experts_cannot_compute_are_refused() -> None:
+    ffns = find_ffns(ZOO["mixtral"].model())
+    assert layers_of(ffns, round_to=8, keep_layers=())[0].widths == (32, 24, 16, 8, 0)
+    with pytest.raises(RecipeError, match="multiple of 8"):
+        layers_of(ffns, round_to=4, keep_layers=())
+    assert layers_of(find_ffns(ZOO["llama"].model()), round_to=4, keep_layers=())

@@ -16,6 +16,7 @@ from skillprune.families import find_ffns
 from skillprune.progress import Progress
 from skillprune.prompts import Prompted, PromptSettings, check_fit, tune_prompt
 from skillprune.recipe import Recipe
+from skillprune.repair import refuse_unwalkable
 from skillprune.scoring import (
     NeuronScores,
     Provenance,
@@ -106,6 +107,8 @@ class Detection:
         if any(ffn.stack.side == "output" for ffn in ffns) and self.recipe.task.type != "seq2seq":
             wanted = "a model with a decoder beside its encoder is scored as seq2seq"
             raise RecipeError([Problem("task.type", self.recipe.task.type, wanted)])
+        if self.settings.keep_metric:
+            refuse_unwalkable(ffns)
         prepare_criteria(ffns, self.criteria, self.settings)
         if self.recipe.scoring.prompt is not None:
             for batch in (*self.data.calibration, *self.data.validation):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -11,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from skillprune.activations import evaluating
+from skillprune.errors import UnsupportedArchitecture
 from skillprune.families import FFN, by_stack, find_ffns, position_limit
 from skillprune.planning.plan import Costs
 
@@ -22,16 +24,27 @@ An encoder-decoder model reads and writes that many.
 
 
 def model_costs(model: PreTrainedModel) -> Costs:
-    """Counts parameters, and multiply-accumulates by running one sequence under PyTorch's counter."""
+    """Counts parameters, and multiply-accumulates by running one sequence under PyTorch's counter.
+
+    Raises:
+        UnsupportedArchitecture: the model reads something else than text.
+    """
     ffns = find_ffns(model)
+    if model.main_input_name != "input_ids" or hasattr(model.config, "vision_config"):
+        raise UnsupportedArchitecture(
+            f"{model.config.model_type}: costs are counted for models that read nothing but text; prune one that reads "
+            "images or sound with a plan of your own (PruningPlan, prune_)"
+        )
     tokens = min(MAC_SEQUENCE, position_limit(model.config) or MAC_SEQUENCE)
-    inputs = torch.zeros(1, tokens, dtype=torch.long, device=model.device)
+    text = torch.zeros(1, tokens, dtype=torch.long, device=model.device)
+    inputs = {"input_ids": text, "attention_mask": torch.ones_like(text)}
     if model.config.is_encoder_decoder:
-        # What the decoder writes is what the encoder reads, moved by one; a classifier answers where the text ends.
-        inputs[:, -1] = model.config.eos_token_id
-    # The math backend spells attention out as matrix products; the counter does not know every fused CPU kernel.
-    with evaluating(model), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        model(input_ids=inputs, attention_mask=torch.ones_like(inputs))
+        text[:, -1] = model.config.eos_token_id  # a classifier answers where the text ends
+        inputs["decoder_input_ids"] = text
+    # The counter does not know every fused kernel: attention and experts are spelt out as matrix products.
+    with evaluating(model), _experts_in_turn(model), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        with FlopCounterMode(display=False) as counter:
+            model(**inputs)
     return Costs(
         sequence=tokens,
         parameters=model.num_parameters(),
@@ -39,6 +52,20 @@ def model_costs(model: PreTrainedModel) -> Costs:
         macs=counter.get_total_flops() // 2,
         ffn_macs=sum(tokens * ffn.width * ffn.macs_per_neuron for ffn in ffns),
     )
+
+
+@contextmanager
+def _experts_in_turn(model: PreTrainedModel) -> Iterator[None]:
+    """Experts compute one after the other, where transformers has faster ways too."""
+    if not hasattr(model, "get_experts_implementation"):
+        yield
+        return
+    usual = model.get_experts_implementation()
+    model.set_experts_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_experts_implementation(usual)
 
 
 def predict_costs(before: Costs, ffns: Sequence[FFN], widths: Mapping[str, Sequence[int]]) -> Costs:

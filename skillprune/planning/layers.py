@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from skillprune.errors import Problem, RecipeError
-from skillprune.families import FFN, Site, by_stack
+from skillprune.families import FFN, Mixture, Site, by_stack
+
+EXPERTS_ROUND_TO = 8
+"""Grouped matrix products read rows of 16 bytes: 8 numbers in half precision."""
 
 Widths = Mapping[str, tuple[int, ...]]
 """Neurons per stack and layer."""
@@ -41,8 +44,11 @@ def layers_of(ffns: Sequence[FFN], *, round_to: int, keep_layers: KeepLayers) ->
     """The layers of a model, stack by stack; free ones may have any multiple of ``round_to`` below their width, or 0.
 
     Raises:
-        RecipeError: ``keep_layers`` names a layer that does not exist.
+        RecipeError: ``keep_layers`` names a layer that does not exist, or kernels cannot compute such widths.
     """
+    if round_to % EXPERTS_ROUND_TO and any(isinstance(ffn, Mixture) for ffn in ffns):
+        wanted = f"should be a multiple of {EXPERTS_ROUND_TO}: the kernels that run experts together need such widths"
+        raise RecipeError([Problem("plan.round_to", str(round_to), wanted)])
     found = []
     for stack in by_stack(ffns).values():
         untouched = untouched_layers(keep_layers, len(stack))

@@ -11,7 +11,14 @@ from skillprune.data import Batch
 from skillprune.families import FFN, by_stack, find_ffns
 from skillprune.planning import PruningPlan, Widths
 from skillprune.progress import Progress, silent
-from skillprune.repair.calibration import refuse_unmendable, refuse_unusable, warn_of_few_tokens
+from skillprune.repair.alone import repair_one_by_one_
+from skillprune.repair.calibration import (
+    can_be_walked,
+    refuse_unmendable,
+    refuse_unusable,
+    refuse_unwalkable,
+    warn_of_few_tokens,
+)
 from skillprune.repair.carry import trace
 from skillprune.repair.lessons import Lessons, Teacher
 from skillprune.repair.methods import METHODS, Method, Statistics
@@ -40,7 +47,8 @@ def prune_and_repair_(
     The target of a layer is what its output must be for the residual stream to equal the dense network's, so every
     repair also corrects errors from below. Above the first cut, least squares folds into what reads the stream
     (attention's inputs, up and gate) a linear map from what the pruned network reads to what the dense one does, and
-    refits what writes to it (attention's output, down). All keep their shape. The cost is linear in depth.
+    refits what writes to it (attention's output, down). All keep their shape. The cost is linear in depth. Where
+    layers share an FFN, or tokens are routed to experts, only down is fitted, to what it wrote itself.
 
     Args:
         model: a model the plan was made for; changed in place.
@@ -62,14 +70,13 @@ def prune_and_repair_(
         DataError: there is nothing to fit on, or an activation is not finite; the model must not be used then.
         ValueError: there is no such method.
     """
-    ffns = find_ffns(model)
+    ffns, repair = find_ffns(model), _method(method)
     check_plan(ffns, plan)
-    repair = _method(method)
     refuse_unusable(ffns, batches)
-    if repair.fits and sequential and attention:
-        refuse_unmendable(ffns, plan.width_after)
-    if repair.fits and ridge is None:
-        warn_of_few_tokens(ffns, plan, batches, sequential=sequential, attention=attention)
+    if not can_be_walked(ffns):
+        return repair_one_by_one_(model, ffns, plan, batches, repair, ridge, progress)
+    if repair.fits:
+        _check_fits(ffns, plan, batches, ridge, sequential, attention)
     errors: list[LayerError] = []
 
     def prune_layer(walk: Walk, ffn: FFN) -> Sequence[int]:
@@ -78,11 +85,26 @@ def prune_and_repair_(
             read = range(ffn.width) if repair.reads_pruned else kept
             if repair.fits:
                 _mend_what_leads_here_(ffn, walk, ridge, attention)
-            errors.append(repair_layer_(ffn, walk.ffn(ffn, read), read, kept, repair, ridge))
+            errors.append(repair_layer_(ffn, [walk.ffn(ffn, read)], read, kept, repair, ridge))
         return kept
 
     _for_every_layer(model, batches, repair, sequential, prune_layer, lessons, progress)
     return tuple(errors)
+
+
+def _check_fits(
+    ffns: Sequence[FFN],
+    plan: PruningPlan,
+    batches: Sequence[Batch],
+    ridge: float | None,
+    sequential: bool,
+    attention: bool,
+) -> None:
+    """Refuses what cannot be fitted, and warns of what will hardly be."""
+    if sequential and attention:
+        refuse_unmendable(ffns, plan.width_after)
+    if ridge is None:
+        warn_of_few_tokens(ffns, plan, batches, sequential=sequential, attention=attention)
 
 
 def choose_and_repair_(
@@ -113,9 +135,11 @@ def choose_and_repair_(
 
     Raises:
         DataError: there is nothing to fit on, or an activation is not finite; the model must not be used then.
+        UnsupportedArchitecture: layers share an FFN, or tokens are routed to experts.
         ValueError: there is no such method.
     """
     ffns, repair = find_ffns(model), _method(method)
+    refuse_unwalkable(ffns)
     refuse_unusable(ffns, batches)
     if repair.fits and attention:
         refuse_unmendable(ffns, widths)
@@ -129,7 +153,7 @@ def choose_and_repair_(
             statistics = walk.ffn(ffn, everything)
             statistics.refuse_not_finite(ffn)
             kept = tuple(choose(ffn, statistics))
-            repair_layer_(ffn, statistics, everything, kept, repair, ridge)
+            repair_layer_(ffn, [statistics], everything, kept, repair, ridge)
         keep[ffn.stack.name] = (*keep.get(ffn.stack.name, ()), kept)
         return kept
 

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Iterator, Sequence
 
 from skillprune.data import Batch
-from skillprune.errors import DataError
-from skillprune.families import FFN, Side
+from skillprune.errors import DataError, UnsupportedArchitecture
+from skillprune.families import FFN, Mixture, Side
 from skillprune.planning import PruningPlan, Widths
 from skillprune.repair.methods import are_few
 from skillprune.repair.walk import held_out
@@ -26,6 +26,24 @@ def refuse_unusable(ffns: Sequence[FFN], batches: Sequence[Batch]) -> None:
     written = any(ffn.stack.side == "output" for ffn in ffns)
     if written and any(batch.targets is None for batch in batches):
         raise DataError("the decoder can only be repaired on batches with targets, which tell its real positions")
+
+
+def can_be_walked(ffns: Sequence[FFN]) -> bool:
+    """Whether every block has an FFN of its own that every token goes through."""
+    return all(ffn.uses == 1 and not isinstance(ffn, Mixture) for ffn in ffns)
+
+
+def refuse_unwalkable(ffns: Sequence[FFN]) -> None:
+    """Sees to it that neurons can be chosen again, block by block.
+
+    Raises:
+        UnsupportedArchitecture: layers share an FFN, or tokens are routed to experts.
+    """
+    if not can_be_walked(ffns):
+        raise UnsupportedArchitecture(
+            "neurons are chosen again block by block only where every block has one FFN of its own, which layers do "
+            "not share and no tokens are routed past; set plan.selection to once"
+        )
 
 
 def refuse_unmendable(ffns: Sequence[FFN], widths: Widths) -> None:

@@ -80,7 +80,12 @@ class Moments:
         predicted = torch.sum((weight @ self.gram[keep][:, keep]) * weight)
         mixed = torch.sum(weight * self.cross[keep].T) - offset @ (weight @ self.activation[keep])
         squared = predicted - 2 * mixed + self.energy - 2 * offset @ self.target + self.weight * offset @ offset
+        return float(squared.clamp(min=0) / self.variance)
+
+    @property
+    def variance(self) -> Tensor:
+        """Summed squared deviation of targets from their mean, a scalar above zero."""
         variance = self.energy - self.target @ self.target / self.weight
         # A target that hardly varies would make any rounding look like a miss.
         floor = 1e-12 * self.energy + torch.finfo(torch.float64).tiny
-        return float(squared.clamp(min=0) / variance.clamp(min=floor))
+        return variance.clamp(min=floor)

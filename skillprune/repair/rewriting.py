@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from skillprune.families import FFN, Matrix
-from skillprune.repair.methods import Method, Statistics, least_squares, slice_only
+from skillprune.repair.methods import Method, Solution, Statistics, least_squares, slice_only
 
 
 @dataclass(frozen=True)
@@ -33,19 +33,41 @@ class LayerError:
 
 
 def repair_layer_(
-    ffn: FFN, statistics: Statistics, read: Sequence[int], kept: Sequence[int], method: Method, ridge: float | None
+    ffn: FFN,
+    statistics: Sequence[Statistics],
+    read: Sequence[int],
+    kept: Sequence[int],
+    method: Method,
+    ridge: float | None,
 ) -> LayerError:
-    """Removes neurons of one FFN in place and rewrites what stays; ``read`` are those that statistics are of."""
-    statistics.refuse_not_finite(ffn)
-    weight, bias = _parameters(ffn.down, statistics)
-    weight = weight[:, list(read)]
+    """Removes neurons of one FFN in place and rewrites what stays.
+
+    Args:
+        ffn: the FFN.
+        statistics: of every expert; a plain FFN has one.
+        read: the neurons they are of.
+        kept: the neurons that stay.
+        method: what becomes of them.
+        ridge: as for `least_squares`.
+    """
     place = {neuron: number for number, neuron in enumerate(read)}
-    places = torch.tensor([place[neuron] for neuron in kept], dtype=torch.long, device=weight.device)
-    before = statistics.measure.error(*slice_only(statistics, weight, bias, places, ridge), places)
-    new_weight, new_bias = method.solve(statistics, weight, bias, places, ridge)
+    places = torch.tensor([place[neuron] for neuron in kept], dtype=torch.long, device=ffn.device)
+    solutions: list[Solution] = []
+    missed = torch.zeros(3, dtype=torch.float64)
+    for down, each in zip(ffn.downs, statistics, strict=True):
+        each.refuse_not_finite(ffn)
+        weight, bias = _parameters(down, each)
+        weight = weight[:, list(read)]
+        sliced = slice_only(each, weight, bias, places, ridge)
+        solutions.append(method.solve(each, weight, bias, places, ridge) if each.fit.tokens else sliced)
+        if each.measure.tokens:
+            errors = (each.measure.error(*solution, places) for solution in (sliced, solutions[-1]))
+            missed += each.measure.variance.cpu() * torch.tensor([*errors, 1.0], dtype=torch.float64)
     ffn.keep_(kept)
-    ffn.down.write_(new_weight, new_bias)
-    return LayerError(ffn.stack.name, ffn.layer, before, statistics.measure.error(new_weight, new_bias, places))
+    for down, solution in zip(ffn.downs, solutions, strict=True):
+        down.write_(*solution)
+    before, after, variance = missed.tolist()
+    return LayerError(ffn.stack.name, ffn.layer, before / variance, after / variance)
 
 
 def refit_(ffn: FFN, matrix: Matrix, statistics: Statistics | None, ridge: float | None) -> None:
