@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from skillprune.errors import SkillPruneError
     from skillprune.export import export_onnx
     from skillprune.pipeline import run
+    from skillprune.pipeline.conversion import Conversion, convert_checkpoint
     from skillprune.planning import (
         KeepRatio,
         LatencyTable,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from skillprune.tasks import Task, resolve_task
 
 _ROOMS = {
+    "Conversion": "pipeline",
     "KeepRatio": "planning",
     "LatencyTable": "planning",
     "Macs": "planning",
@@ -56,6 +58,7 @@ _ROOMS = {
     "Speedup": "planning",
     "Task": "tasks",
     "Trial": "planning",
+    "convert_checkpoint": "pipeline",
     "export_onnx": "export",
     "load_plan": "planning",
     "load_recipe": "recipe",
@@ -78,6 +81,7 @@ _ROOMS = {
 }
 
 __all__ = [
+    "Conversion",
     "KeepRatio",
     "LatencyTable",
     "Macs",
@@ -95,6 +99,7 @@ __all__ = [
     "Speedup",
     "Task",
     "Trial",
+    "convert_checkpoint",
     "export_onnx",
     "load_plan",
     "load_recipe",

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from skillprune.checkpoint.formats import FORMATS, Format, Written, uneven_widths
     from skillprune.checkpoint.load import Attention, Source, fingerprint, load_model, load_source
+    from skillprune.checkpoint.modelling import loader_of
     from skillprune.checkpoint.record import Record, read_record
     from skillprune.checkpoint.save import save_pruned
+    from skillprune.checkpoint.stored import load_stored
     from skillprune.checkpoint.verify import verify_reload
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "load_model",
     "load_source",
     "load_stored",
+    "loader_of",
     "read_record",
     "save_pruned",
     "uneven_widths",
@@ -35,6 +38,7 @@ __all__ = [
 _HOME = {
     **dict.fromkeys(("Attention", "Source", "fingerprint", "load_model", "load_source"), "load"),
     "load_stored": "stored",
+    "loader_of": "modelling",
     **dict.fromkeys(("FORMATS", "Format", "Written", "uneven_widths"), "formats"),
     **dict.fromkeys(("Record", "read_record"), "record"),
     "save_pruned": "save",

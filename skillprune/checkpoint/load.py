@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from skillprune.checkpoint.quantizer import METHOD
+from skillprune.checkpoint.reading import unpad_, without_code_
 from skillprune.checkpoint.record import read_record
 from skillprune.demo import reviews_tiny
 from skillprune.errors import CheckpointError, ResourceFailure
@@ -67,6 +68,7 @@ class Source:
         dtype: dtype its weights are stored in, and the pruned ones will be.
         fingerprint: hash of the files, or of hub id and revision.
         hub_id: its id on the hub, none for a directory or the demo.
+        history: what is known of every pruning that led to it, the first one first.
     """
 
     model: PreTrainedModel
@@ -161,12 +163,17 @@ def load_model(
     revision: str | None = None,
     device_map: str | None = None,
 ) -> PreTrainedModel:
-    """`from_pretrained` with everything named that the two transformers lines have different defaults for."""
+    """`from_pretrained` with everything named that the two transformers lines have different defaults for.
+
+    A pruned checkpoint has its real widths, whatever form it is in, and no code it carries is run.
+    """
+    config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
     with warnings.catch_warnings():
         # A layer that was pruned to nothing has empty matrices, and nothing in them to initialise is just right.
         warnings.filterwarnings("ignore", "Initializing zero-element tensors is a no-op")
         model, report = AUTO_CLASSES[task_type].from_pretrained(
             location,
+            config=without_code_(config),
             revision=revision,
             dtype=getattr(torch, dtype),
             device_map=device_map,
@@ -183,6 +190,9 @@ def load_model(
         )
     loaded: PreTrainedModel = model.eval()
     _refuse_two_way(loaded, location, task_type)
+    record = read_record(Path(location))
+    if record is not None and record.form == "padded":
+        unpad_(loaded, record)
     return loaded
 
 

@@ -108,6 +108,13 @@ def auto_classes(model: PreTrainedModel) -> dict[str, str]:
     return found
 
 
+def loader_of(model: PreTrainedModel) -> str:
+    """The class of transformers that users load the model with: an Auto class of its task, or its own class."""
+    autos = [auto for auto, name in auto_classes(model).items() if name == type(model).__name__]
+    wide = {"AutoModelForPreTraining", "AutoModelWithLMHead"}  # each loads heads of several tasks
+    return next((auto for auto in autos if auto not in wide), type(model).__name__)
+
+
 def _stacks(model_type: str) -> dict[str, list[dict[str, Any]]]:
     return {
         descriptions[0].name: [

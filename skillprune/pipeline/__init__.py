@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from skillprune.errors import OutputError
+from skillprune.pipeline.conversion import Conversion, convert_checkpoint
 from skillprune.pipeline.processes import several_processes
 from skillprune.pipeline.run import Run
 from skillprune.pipeline.summary import report_on
@@ -49,4 +50,4 @@ def run(recipe: Recipe, output: str | Path, *, cache: bool = True, progress: Pro
     return report_on(Run(recipe, Path(output), cache=cache, progress=progress))
 
 
-__all__ = ["STAGES", "Run", "report_on", "run"]
+__all__ = ["STAGES", "Conversion", "Run", "convert_checkpoint", "report_on", "run"]
