@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from skillprune.data import load_splits, make_batches
     from skillprune.errors import SkillPruneError
     from skillprune.export import export_onnx
+    from skillprune.families import Family, list_families
     from skillprune.pipeline import run
     from skillprune.pipeline.conversion import Conversion, convert_checkpoint
     from skillprune.planning import (
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 _ROOMS = {
     "Conversion": "pipeline",
+    "Family": "families",
     "KeepRatio": "planning",
     "LatencyTable": "planning",
     "Macs": "planning",
@@ -60,6 +62,7 @@ _ROOMS = {
     "Trial": "planning",
     "convert_checkpoint": "pipeline",
     "export_onnx": "export",
+    "list_families": "families",
     "load_plan": "planning",
     "load_recipe": "recipe",
     "load_scores": "scoring",
@@ -82,6 +85,7 @@ _ROOMS = {
 
 __all__ = [
     "Conversion",
+    "Family",
     "KeepRatio",
     "LatencyTable",
     "Macs",
@@ -101,6 +105,7 @@ __all__ = [
     "Trial",
     "convert_checkpoint",
     "export_onnx",
+    "list_families",
     "load_plan",
     "load_recipe",
     "load_scores",

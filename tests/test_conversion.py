@@ -114,7 +114,7 @@ def test_what_needs_no_plugin_loads_without_one(tmp_path: Path, form: Written, t
 
 
 @pytest.mark.parametrize("form", ["per-layer", "auto_map"])
-@pytest.mark.parametrize("name", ["AutoModelForSequenceClassification", "AutoModel", "BertForSequenceClassification"])
+@pytest.mark.parametrize("name", ["AutoModelForSequenceClassification", "BertModel"])
 def test_without_plugin_and_without_trust_loading_fails_loudly(tmp_path: Path, form: Written, name: str) -> None:
     done = alone(tmp_path, write(tmp_path / "out", form), trust=False, name=name)
     assert done.returncode != 0
@@ -296,7 +296,7 @@ def test_inputs_are_made_for_a_model_of_any_kind(name: str) -> None:
         assert model(**made)[0].isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["clip", "whisper", "t5-gated", "gpt2", "wav2vec2", "bloom"])
+@pytest.mark.parametrize("name", ["clip", "whisper", "t5-gated", "bloom"])
 def test_models_of_other_kinds_are_converted_too(name: str, tmp_path: Path) -> None:
     widths = {stack: tuple(3 + layer for layer, _ in enumerate(layers)) for stack, layers in ZOO[name].widths.items()}
     model = pruned(name, widths)

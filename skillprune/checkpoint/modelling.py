@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Any
 
 import transformers
@@ -79,6 +80,11 @@ _CLASS = '''class {prefix}{name}({name}):
     def __init__(self, config, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
         _narrow(self)
+
+    @classmethod
+    def is_custom_code(cls):
+        """Its weights have the names of the stock class's; transformers 5 must translate them in the same way."""
+        return False
 '''
 
 
@@ -100,12 +106,19 @@ def auto_classes(model: PreTrainedModel) -> dict[str, str]:
     """
     wanted = {type(model).__name__, type(base_model(model)).__name__}
     found: dict[str, str] = {}
-    for name in dir(transformers):
-        if name.startswith("AutoModel"):
-            classes = getattr(getattr(transformers, name), "_model_mapping", {}).get(type(model.config), ())
-            several = classes if isinstance(classes, tuple) else (classes,)
-            found |= {name: each.__name__ for each in several if each.__name__ in wanted}  # noqa: B035  # one at most
+    for name, auto in _auto_models().items():
+        classes = getattr(auto, "_model_mapping", {}).get(type(model.config), ())
+        several = classes if isinstance(classes, tuple) else (classes,)
+        # Nothing in T5 is its model without a head: the parts of both stand side by side.
+        fitting = [each.__name__ for each in several if each.__name__ in wanted or name == "AutoModel"]
+        if fitting:
+            found[name] = fitting[0]
     return found
+
+
+@cache
+def _auto_models() -> dict[str, Any]:
+    return {name: getattr(transformers, name) for name in dir(transformers) if name.startswith("AutoModel")}
 
 
 def loader_of(model: PreTrainedModel) -> str:

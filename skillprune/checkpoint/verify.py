@@ -29,7 +29,7 @@ options = {{"dtype": torch.float32, "trust_remote_code": {trust}}}
 model = getattr(transformers, name).from_pretrained(directory, **options).eval()
 inputs = {{name: torch.from_numpy(array) for name, array in load_file(given).items()}}
 with torch.inference_mode():
-    save_file({{"first": model(**inputs)[0].numpy()}}, answer)
+    save_file({{"first": model(**inputs)[0].contiguous().numpy()}}, answer)
 """
 
 
@@ -66,7 +66,7 @@ def _output_of_fresh_process(name: str, directory: Path, inputs: Mapping[str, ND
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryDirectory() as folder:
         given, answer = Path(folder, "inputs.safetensors"), Path(folder, "first.safetensors")
-        save_file(dict(inputs), given)
+        save_file({name: np.ascontiguousarray(array) for name, array in inputs.items()}, given)
         if auto_map:  # the copies of the code that transformers makes go with the folder
             environment["HF_MODULES_CACHE"] = folder
         command = [sys.executable, "-c", script, loader, str(directory.resolve()), str(given), str(answer)]

@@ -1,12 +1,13 @@
-"""``skillprune convert``: what is done to a checkpoint after a run; it calls one function of `skillprune.pipeline`."""
+"""``skillprune convert`` and ``skillprune families``: what forms checkpoints can have, and of which models."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -14,6 +15,9 @@ from rich.console import Console
 from skillprune.cli.errors import exit_codes
 from skillprune.cli.options import AsJson, Debug
 from skillprune.cli.progress import shown_progress
+
+if TYPE_CHECKING:
+    from skillprune.families import Family
 
 out = Console()
 err = Console(stderr=True)
@@ -86,6 +90,33 @@ def convert_command(
                 progress=progress,
             )
         _print(json.dumps(asdict(done), indent=2) if as_json else str(done))
+
+
+def families_command(as_json: AsJson = False, debug: Debug = False) -> None:
+    """List the architectures that can be pruned, and what was verified of each.
+
+    The kind of a stack's FFNs is plain, gated, or fused (a gate in one matrix with up); further parallel, beside
+    attention instead of behind it, or shared by all layers. "verified" counts the checks that passed on a tiny model of
+    the architecture, for each line of transformers; their names stand below the table, and `--json` has them in full.
+    """
+    with exit_codes(err, debug=debug):
+        from skillprune.families import list_families
+
+        families = list_families()
+        _print(json.dumps([asdict(family) for family in families], indent=2) if as_json else _table(families))
+
+
+def _table(families: Sequence[Family]) -> str:
+    rows = [["model_type", "stack", "kind", "width held by", "verified (checks)"]]
+    for family in families:
+        passed = ", ".join(f"{line} ({len(checks)})" for line, checks in family.verified.items())
+        for number, stack in enumerate(family.stacks):
+            first = (family.model_type, passed or "-") if number == 0 else ("", "")
+            rows.append([first[0], stack.name, ", ".join(stack.kinds), stack.width_attribute or "-", first[1]])
+    sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(f"{cell:<{size}}" for cell, size in zip(row, sizes, strict=True)).rstrip() for row in rows]
+    checks = dict.fromkeys(check for family in families for passed in family.verified.values() for check in passed)
+    return "\n".join([*lines, "", f"checks: {', '.join(checks)}"])
 
 
 def _print(text: str) -> None:

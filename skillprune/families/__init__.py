@@ -3,6 +3,7 @@
 What is done with the neurons found here (hooking, scoring, repairing) is left to the rooms below.
 """
 
+from skillprune.families.catalogue import Family, StackKind, list_families
 from skillprune.families.experts import Mixture
 from skillprune.families.ffn import FFN, Addition, copy_of
 from skillprune.families.finding import (
@@ -22,18 +23,21 @@ __all__ = [
     "FAMILIES",
     "FFN",
     "Addition",
+    "Family",
     "Matrix",
     "Mixture",
     "Routing",
     "Side",
     "Site",
     "Stack",
+    "StackKind",
     "base_model",
     "by_stack",
     "config_value",
     "config_widths",
     "copy_of",
     "find_ffns",
+    "list_families",
     "position_limit",
     "set_config_value_",
 ]
