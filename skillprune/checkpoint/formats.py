@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 from transformers import PreTrainedModel
 
-from skillprune.checkpoint.modelling import CLASS_PREFIX, MODULE, WIDTHS_KEY, auto_classes, modelling_code
+from skillprune.checkpoint.modelling import MODULE, WIDTHS_KEY, auto_classes, modelling_code
 from skillprune.checkpoint.quantizer import SkillPruneConfig
 from skillprune.errors import CheckpointError
 from skillprune.families import by_stack, config_value, config_widths, find_ffns, set_config_value_
@@ -120,7 +120,7 @@ def _as_padded(model: PreTrainedModel) -> Iterator[Extras]:
 def _as_auto_map(model: PreTrainedModel) -> Iterator[Extras]:
     """The checkpoint brings the few lines that narrow its layers; whoever loads it must trust them."""
     _forget_widths_(model)
-    classes = {name: f"{MODULE}.{CLASS_PREFIX}{of}" for name, of in auto_classes(model).items()}
+    classes = {name: f"{MODULE}.{of}" for name, of in auto_classes(model).items()}
     yield Extras(
         files={f"{MODULE}.py": modelling_code(model)},
         config={"auto_map": classes, WIDTHS_KEY: widths_of(model)},

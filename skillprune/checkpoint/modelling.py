@@ -12,15 +12,13 @@ from transformers import PreTrainedModel
 from skillprune.families import FAMILIES, base_model
 
 MODULE = "modeling_skillprune"
-CLASS_PREFIX = "SkillPruned"
 WIDTHS_KEY = "skillprune_widths"
 """Key of ``config.json`` that holds widths per stack and layer."""
 
 _CODE = '''"""Stock transformers classes with FFN layers of the widths that config.json names under "{key}"."""
 
-import torch
+import transformers
 from torch import nn
-from transformers import {imports}
 
 # Where the stacks keep their FFNs, most specific first: paths differ between versions of transformers.
 STACKS = {stacks}
@@ -74,8 +72,8 @@ def _narrow(model):
 
 {classes}'''
 
-_CLASS = '''class {prefix}{name}({name}):
-    """`{name}` with narrower layers."""
+_CLASS = '''class {name}(transformers.{name}):
+    """The stock class with narrower layers; transformers knows by its name how to read its weights."""
 
     def __init__(self, config, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
@@ -93,9 +91,8 @@ def modelling_code(model: PreTrainedModel) -> str:
     names = sorted(set(auto_classes(model).values()))
     return _CODE.format(
         key=WIDTHS_KEY,
-        imports=", ".join(names),
         stacks=json.dumps(_stacks(model.config.model_type), indent=4),
-        classes="\n\n".join(_CLASS.format(prefix=CLASS_PREFIX, name=name) for name in names),
+        classes="\n\n".join(_CLASS.format(name=name) for name in names),
     )
 
 

@@ -59,7 +59,7 @@ def verify_reload(model: PreTrainedModel, directory: Path, inputs: Mapping[str, 
 def _output_of_fresh_process(name: str, directory: Path, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     auto_map = {pruned.rpartition(".")[2]: auto for auto, pruned in config.get("auto_map", {}).items()}
-    loader = next((auto for pruned, auto in auto_map.items() if pruned.endswith(name)), name)
+    loader = next((auto for pruned, auto in auto_map.items() if pruned == name), name)
     plugin = "import skillprune" if "quantization_config" in config else ""
     script = _READ_BACK.format(imports=plugin, trust=bool(auto_map))
     # -c puts the working directory on the path, not the place skillprune was imported from.
