@@ -158,7 +158,10 @@ def plan_of(specimen: Specimen, widths: Sequence[int]) -> PruningPlan:
     first = next(iter(stacks.values()))[0].stack.width_attribute
     keep = {}
     for name, layers in stacks.items():
-        counts = widths if len(widths) > 2 else [widths[layers[0].stack.width_attribute != first]]
+        stack = layers[0].stack
+        counts = widths if len(widths) > 2 else [widths[stack.width_attribute != first]]
+        if stack.routing is not None:  # kernels that multiply by several experts at once want rows of 16 bytes
+            counts = [-(-count // 8) * 8 for count in counts]
         keep[name] = tuple(
             tuple(sorted(torch.randperm(ffn.width, generator=generator)[: counts[ffn.layer % len(counts)]].tolist()))
             for ffn in layers

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache
+from pprint import pformat
 from typing import Any
 
 import transformers
@@ -31,22 +31,34 @@ def _module(parent, path):
         return None
 
 
-def _resize(module, rows, columns):
+def _parts(block, experts):
+    """What has projections: the block, its experts one by one, or the module that holds those of all experts."""
+    found = block if experts is None else _module(block, experts)
+    return found if isinstance(found, nn.ModuleList) else [found]
+
+
+def _holds(part, path):
+    return part is not None and (isinstance(getattr(part, path, None), nn.Parameter) or _module(part, path) is not None)
+
+
+def _resized(parameter, shape):
+    kept = [old if new is None else new for old, new in zip(parameter.shape[-len(shape) :], shape)]
+    return nn.Parameter(parameter.new_empty([*parameter.shape[: -len(shape)], *kept]))
+
+
+def _resize(part, path, rows, columns):
+    """Gives a projection another number of rows or columns; None leaves it."""
+    if isinstance(getattr(part, path, None), nn.Parameter):
+        setattr(part, path, _resized(getattr(part, path), (rows, columns)))
+        return
+    module = part.get_submodule(path)
     transposed = hasattr(module, "nf")
-    shape = (columns, rows) if transposed else (rows, columns)
-    module.weight = nn.Parameter(module.weight.new_empty(shape))
-    if module.bias is not None and len(module.bias) != rows:
-        module.bias = nn.Parameter(module.bias.new_empty(rows))
+    module.weight = _resized(module.weight, (columns, rows) if transposed else (rows, columns))
+    if module.bias is not None and rows is not None:
+        module.bias = _resized(module.bias, (rows,))
     for name, size in zip(("nf", "nx") if transposed else ("out_features", "in_features"), (rows, columns)):
-        setattr(module, name, size)
-
-
-def _columns(module):
-    return module.weight.shape[0 if hasattr(module, "nf") else 1]
-
-
-def _rows(module):
-    return module.weight.shape[1 if hasattr(module, "nf") else 0]
+        if size is not None:
+            setattr(module, name, size)
 
 
 def _narrow(model):
@@ -57,17 +69,17 @@ def _narrow(model):
     for stack, layers in widths.items():
         for description in STACKS[stack]:
             blocks = _module(body, description["blocks"])
+            parts = [_parts(block, description["experts"]) for block in blocks or ()]
             paths = [*description["into"], description["down"]]
-            if blocks is not None and all(_module(block, path) is not None for block in blocks for path in paths):
+            if parts and all(_holds(part, path) for several in parts for part in several for path in paths):
                 break
         else:
             raise ValueError(f"this version of transformers keeps the FFNs of {{type(model).__name__}} elsewhere")
-        for block, width in zip(blocks, layers):
-            for path in description["into"]:
-                module = block.get_submodule(path)
-                _resize(module, description["rows"] * width, _columns(module))
-            module = block.get_submodule(description["down"])
-            _resize(module, _rows(module), width)
+        for several, width in zip(parts, layers):
+            for part in several:
+                for path in description["into"]:
+                    _resize(part, path, description["rows"] * width, None)
+                _resize(part, description["down"], None, width)
 
 
 {classes}'''
@@ -91,7 +103,7 @@ def modelling_code(model: PreTrainedModel) -> str:
     names = sorted(set(auto_classes(model).values()))
     return _CODE.format(
         key=WIDTHS_KEY,
-        stacks=json.dumps(_stacks(model.config.model_type), indent=4),
+        stacks=pformat(_stacks(model.config.model_type), width=100, sort_dicts=False),
         classes="\n\n".join(_CLASS.format(name=name) for name in names),
     )
 
@@ -130,6 +142,7 @@ def _stacks(model_type: str) -> dict[str, list[dict[str, Any]]]:
         descriptions[0].name: [
             {
                 "blocks": stack.blocks,
+                "experts": None if stack.routing is None else stack.routing.experts,
                 "into": [path for path in (stack.up, stack.gate) if path is not None],
                 "rows": 2 if stack.fused else 1,
                 "down": stack.down,

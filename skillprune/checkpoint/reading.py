@@ -31,6 +31,6 @@ def unpad_(model: PreTrainedModel, record: Record) -> None:
         raise PlanMismatch(f"skillprune.json tells of widths {record.widths}, which do not fit the model")
     for name, layers in stacks.items():
         for ffn, width in zip(layers, record.widths[name], strict=True):
-            if width > ffn.width or bool(ffn.down_weight()[:, width:].any()):
+            if width > ffn.width or bool(ffn.down.lent_weight()[..., width:].any()):
                 raise PlanMismatch(f"{name} layer {ffn.layer} does more than the {width} neurons of skillprune.json")
             ffn.keep_(range(width))

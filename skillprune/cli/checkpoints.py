@@ -96,8 +96,9 @@ def families_command(as_json: AsJson = False, debug: Debug = False) -> None:
     """List the architectures that can be pruned, and what was verified of each.
 
     The kind of a stack's FFNs is plain, gated, or fused (a gate in one matrix with up); further parallel, beside
-    attention instead of behind it, or shared by all layers. "verified" counts the checks that passed on a tiny model of
-    the architecture, for each line of transformers; their names stand below the table, and `--json` has them in full.
+    attention instead of behind it, shared by all layers, or a mixture of experts. "verified" counts the checks that
+    passed on a tiny model of the architecture, for each line of transformers; their names stand below the table, and
+    `--json` has them in full.
     """
     with exit_codes(err, debug=debug):
         from skillprune.families import list_families

@@ -23,7 +23,8 @@ class StackKind:
     Attributes:
         name: what plans and checkpoints call it.
         kinds: of its FFNs: ``plain``, ``gated`` or ``fused`` (a gate in one matrix with up), and further ``parallel``
-            to attention or ``shared`` by all layers; several where options of the config decide.
+            to attention, ``shared`` by all layers, or a ``mixture`` of experts; several where options of the config, or
+            the line of transformers, decide.
         width_attribute: where the config says its width; none where it follows from other sizes.
     """
 
@@ -69,4 +70,5 @@ def _kind(stack: Stack) -> str:
     into = "gated" if stack.gate is not None else "fused" if stack.fused else "plain"
     parallel = ("parallel",) if stack.parallel else ()
     shared = ("shared",) if stack.repeats is not None else ()
-    return " ".join((into, *parallel, *shared))
+    mixture = ("mixture",) if stack.routing is not None else ()
+    return " ".join((into, *parallel, *shared, *mixture))
