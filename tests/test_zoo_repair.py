@@ -1,0 +1,66 @@
+"""The repair in every architecture that reads text: nearer to the dense model than a cut, nothing where all stay."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from zoo import ZOO, here
+from zoo_checks import plan_of
+
+from skillprune.data import NO_TARGET, Batch
+from skillprune.families import find_ffns
+from skillprune.repair import prune_and_repair_
+from skillprune.surgery import prune_
+
+specimens = pytest.mark.parametrize("name", [name for name in here() if ZOO[name].reads in {"text", "text to text"}])
+
+
+def batches_of(name: str, seeds: range) -> list[Batch]:
+    found = []
+    for seed in seeds:
+        inputs, indices = ZOO[name].inputs(seed), torch.arange(3) + 3 * seed
+        mask = inputs["attention_mask"].bool()
+        written, real = (
+            (inputs["decoder_input_ids"], inputs["decoder_attention_mask"].bool())
+            if "decoder_input_ids" in inputs
+            else (inputs["input_ids"], mask)
+        )
+        targets = torch.where(real, written, NO_TARGET) if ZOO[name].writes else None
+        found.append(Batch(inputs, indices % 2, mask & False, indices, targets=targets))
+    return found
+
+
+def answers(model: PreTrainedModel, batches: list[Batch]) -> Tensor:
+    """Logits where they count, ``(tokens or examples, classes)``."""
+    with torch.no_grad():
+        found = [(model(**batch.inputs).logits, batch.targets) for batch in batches]
+    return torch.cat(
+        [logits.flatten(0, -2)[slice(None) if t is None else (t != NO_TARGET).flatten()] for logits, t in found]
+    )
+
+
+@specimens
+def test_the_repaired_model_is_nearer_to_the_dense_one_on_texts_it_has_not_seen(name: str) -> None:
+    specimen, unseen, near, far = ZOO[name], batches_of(name, range(100, 110)), 0.0, 0.0
+    plan = plan_of(specimen, (16, 8, 16))
+    for seed in range(3):
+        dense, cut, repaired = specimen.model(seed), prune_(specimen.model(seed), plan), specimen.model(seed)
+        errors = prune_and_repair_(repaired, plan, batches_of(name, range(30)))
+        assert len(errors) == sum(len(layers) for layers in plan.keep.values())
+        assert sum(error.after for error in errors) < sum(error.before for error in errors)
+        assert [ffn.width for ffn in find_ffns(repaired)] == [ffn.width for ffn in find_ffns(cut)]
+        wanted = answers(dense, unseen)
+        near += float((answers(repaired, unseen) - wanted).norm())
+        far += float((answers(cut, unseen) - wanted).norm())
+    assert near < far
+
+
+@specimens
+def test_where_every_neuron_stays_nothing_changes(name: str) -> None:
+    specimen = ZOO[name]
+    model = specimen.model()
+    assert prune_and_repair_(model, plan_of(specimen, (10**6,) * 3), batches_of(name, range(4))) == ()
+    for (key, value), (_, expected) in zip(model.named_parameters(), specimen.model().named_parameters(), strict=True):
+        assert torch.equal(value, expected), key
