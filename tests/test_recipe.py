@@ -118,6 +118,7 @@ def test_everything_but_model_and_task_has_its_documented_default(tmp_path: Path
             "epochs": 0, "learning_rate": 5e-5, "hidden_weight": 1.0, "temperature": 2.0, "train": "all",
             "patience": 2, "prompt": False, "data": None,
         },
+        "checkpoint": {"format": "auto"},
         "export": {"variants": ["fp32"]},
         "benchmark": {"shapes": [[1, 32], [1, 128], [8, 128]], "threads": 2, "provider": "cpu", "rounds": 60},
         "demand": {"min_speedup": None, "max_drop": None},

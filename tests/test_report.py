@@ -515,7 +515,7 @@ def front_matter(card: str) -> dict[str, Any]:
 
 
 def test_card_front_matter_holds_the_metric() -> None:
-    fields = front_matter(render_model_card(build(), load_with_plugin=False))
+    fields = front_matter(render_model_card(build()))
     assert fields["library_name"] == "transformers"
     assert fields["pipeline_tag"] == "text-classification"
     assert fields["tags"] == ["skillprune", "pruned"]
@@ -528,28 +528,40 @@ def test_card_front_matter_holds_the_metric() -> None:
 
 def test_card_names_the_base_model_only_on_a_hub() -> None:
     report = build(model={"source": "someone/classifier", "hub_id": "someone/classifier"})
-    assert front_matter(render_model_card(report, load_with_plugin=False))["base_model"] == "someone/classifier"
+    assert front_matter(render_model_card(report))["base_model"] == "someone/classifier"
 
 
 def test_card_does_not_publish_local_paths() -> None:
     for source in ("/home/someone/secret/minilm", "C:\\Users\\someone\\minilm", "../someone/minilm/"):
-        card = render_model_card(build(model={"source": source}), load_with_plugin=False)
+        card = render_model_card(build(model={"source": source}))
         assert "someone" not in card
         assert "minilm" in card
 
 
 def test_card_installs_the_plugin_first_where_it_is_needed() -> None:
-    with_plugin = render_model_card(build(), load_with_plugin=True)
+    with_plugin = render_model_card(build(model={"checkpoint_format": "per-layer"}))
     assert 0 < with_plugin.index("pip install skillprune") < with_plugin.index("import skillprune")
     assert with_plugin.index("import skillprune") < with_plugin.index("from transformers")
-    plain = render_model_card(build(), load_with_plugin=False)
-    assert "pip install" not in plain
-    assert "import skillprune" not in plain
+    for form in ("uniform", "padded", "auto_map"):
+        plain = render_model_card(build(model={"checkpoint_format": form}))
+        assert "pip install" not in plain
+        assert "import skillprune" not in plain
+        assert ("trust_remote_code=True" in plain) == (form == "auto_map")
+        assert ("neurons that do nothing" in plain) == (form == "padded")
+
+
+@pytest.mark.parametrize(("widths", "form"), [((8, 8), "uniform"), ((8, 4), "per-layer")])
+def test_a_report_that_names_no_form_has_it_by_its_widths(widths: tuple[int, ...], form: str) -> None:
+    stacks = [{"name": "encoder", "width_before": (16, 16), "width_after": widths}]
+    report = build(model={"stacks": stacks})
+    assert report.model.checkpoint_format is None
+    for page in (render_markdown(report), render_model_card(report)):
+        assert ("import skillprune" in page) == (form == "per-layer")
 
 
 def test_card_reports_the_recovered_checkpoint() -> None:
     test = {"dense": 0.891, "pruned": 0.86, "recovered": 0.885, "onnx": {"fp32": 0.884}}
-    card = render_model_card(build(quality={"test": test, "metric": "macro_f1"}), load_with_plugin=False)
+    card = render_model_card(build(quality={"test": test, "metric": "macro_f1"}))
     metric = front_matter(card)["model-index"][0]["results"][0]["metrics"][0]
     assert (metric["type"], metric["value"]) == ("f1", 0.885)
     rows = dict(find_table(card, "value"))
@@ -563,7 +575,7 @@ def test_card_repeats_what_went_wrong() -> None:
     value = example()
     with_speedup(value, (1, 32), 0.9, 0.85, 0.95)
     value["verdict"] = {"ok": False, "reasons": ["too slow at 1 x 32"]}
-    limits = render_model_card(Report.model_validate(value), load_with_plugin=False).split("## Limits")[1]
+    limits = render_model_card(Report.model_validate(value)).split("## Limits")[1]
     assert "did not get faster at 1 x 32" in limits
     assert "Failed: too slow at 1 x 32" in limits
 
@@ -579,7 +591,7 @@ def test_loading_lines_load_a_checkpoint(tmp_path: Path, monkeypatch: pytest.Mon
     config = transformers.BertConfig(vocab_size=4, id2label={0: "no", 1: "yes"}, label2id={"no": 0, "yes": 1}, **sizes)
     transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
-    for page in (render_markdown(build()), render_model_card(build(), load_with_plugin=False)):
+    for page in (render_markdown(build()), render_model_card(build())):
         (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
         names: dict[str, Any] = {}
         exec(code, names)  # the lines are ours: the page prints them for the reader to run
@@ -640,8 +652,8 @@ def sections(model: type[BaseModel]) -> SearchStrategy[Any]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(report=sections(Report), plugin=st.booleans())
-def test_any_report_renders_validates_and_round_trips(report: Report, plugin: bool) -> None:
+@given(report=sections(Report))
+def test_any_report_renders_validates_and_round_trips(report: Report) -> None:
     text = report.model_dump_json()
     assert Report.model_validate_json(text, strict=True) == report
     validator().validate(json.loads(text))
@@ -651,7 +663,7 @@ def test_any_report_renders_validates_and_round_trips(report: Report, plugin: bo
     assert len(found) >= 3  # what you get, environment and stages are always there
     if report.latency:
         assert len(find_table(page, "p50")) == len(report.latency)
-    card = render_model_card(report, load_with_plugin=plugin)
+    card = render_model_card(report)
     assert list(tables(card))
     values = front_matter(card)["model-index"][0]["results"][0]["metrics"]
     test = report.quality.test

@@ -21,6 +21,13 @@ VERIFIED: dict[str, dict[str, list[str]]] = json.loads(
 )
 CASES = [(check, name) for check in CHECKS for name in known() if CHECKS[check].applies(ZOO[name])]
 
+FAILING = {
+    # The width of its vision stack is also that of the FFN in its pooling head, which is not pruned.
+    ("uniform reload", "siglip"),
+    ("padded reload", "siglip"),
+}
+"""Cases that are known to fail; ``verified.json`` does not have them."""
+
 LOADS_OTHERWISE = {
     "5.x": {"biogpt", "cohere", "persimmon", "mt5"},
     "4.57": {"biogpt"},
@@ -28,7 +35,7 @@ LOADS_OTHERWISE = {
 """Types that transformers itself reads differently from a checkpoint of the line named, in the other line."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every specimen that a selected test is about, written in every form and read in fresh processes."""
     cases = (getattr(item, "callspec", None) for item in request.session.items if item.path == request.path)
@@ -40,6 +47,10 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.mark.parametrize(("check", "name"), CASES)
 def test_the_family(check: str, name: str, folder: Path) -> None:
+    if (check, name) in FAILING:
+        with pytest.raises(AssertionError):
+            CHECKS[check].run(ZOO[name], folder)
+        return
     CHECKS[check].run(ZOO[name], folder)
 
 
@@ -49,7 +60,9 @@ def test_what_is_verified_is_said_of_exactly_the_families_there_are() -> None:
 
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
 def test_what_is_said_to_be_verified_is_what_these_tests_check(model_type: str) -> None:
-    checked = [check for check in CHECKS if any(c == check and ZOO[n].model_type == model_type for c, n in CASES)]
+    cases = [(check, name) for check, name in CASES if ZOO[name].model_type == model_type]
+    failing = {check for check, name in cases if (check, name) in FAILING}
+    checked = [check for check in CHECKS if check in {check for check, _ in cases} - failing]
     assert VERIFIED[model_type].get(LINE, []) == checked, "run python docs/verify_families.py"
 
 

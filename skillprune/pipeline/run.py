@@ -23,6 +23,7 @@ from skillprune.export import export_onnx
 from skillprune.families import find_ffns
 from skillprune.pipeline.detection import batches_of, detection
 from skillprune.pipeline.directory import RunDirectory, replacing, write_text
+from skillprune.pipeline.history import history_of
 from skillprune.pipeline.inputs import PARITY_SHAPES, check_shapes, parity_inputs, random_inputs
 from skillprune.pipeline.planner import EXPORTED, Planner, float32_model
 from skillprune.pipeline.processes import is_main, join_processes
@@ -243,7 +244,8 @@ class Run:
     def _save(self, model: PreTrainedModel, path: Path) -> None:
         """Writes a checkpoint that has been proven to reload; the model is in float32 afterwards."""
         with replacing(path) as fresh:
-            save_pruned(model, self.source.tokenizer, fresh, dtype=self.source.dtype)
+            form, history = self.recipe.checkpoint.format, history_of(self.recipe, self.source, self.plan)
+            save_pruned(model, self.source.tokenizer, fresh, dtype=self.source.dtype, form=form, history=history)
             self.progress("reload in a fresh process", 0, 1)
             verify_reload(model, fresh, self._inputs(*PARITY_SHAPES[1], padded=True))
             self.progress("reload in a fresh process", 1, 1)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from skillprune import report as paper
 from skillprune.benchmark import Control, Measurement, environment
+from skillprune.checkpoint import read_record
 from skillprune.pipeline.directory import StageRecord, write_text
 from skillprune.pipeline.results import Exports
 from skillprune.pipeline.run import Run
@@ -62,8 +63,7 @@ def write_report(report: paper.Report, directory: Path) -> None:
     """Writes ``report.json``, ``report.md`` and the model card into a run directory."""
     paper.write_json(report, directory / "report.json")
     write_text(directory / "report.md", paper.render_markdown(report))
-    uneven = any(len(set(stack.width_after)) > 1 for stack in report.model.stacks)
-    write_text(directory / "model" / "README.md", paper.render_model_card(report, load_with_plugin=uneven))
+    write_text(directory / "model" / "README.md", paper.render_model_card(report))
 
 
 def _environment() -> paper.Environment:
@@ -74,7 +74,7 @@ def _environment() -> paper.Environment:
 
 
 def _model(run: Run) -> paper.Model:
-    plan = run.plan
+    plan, record = run.plan, read_record(run.directory.path / "model")
     return paper.Model(
         source=_shown(run.recipe.model.name),
         hub_id=run.source.hub_id,
@@ -87,6 +87,7 @@ def _model(run: Run) -> paper.Model:
         macs_before=plan.before.macs,
         macs_after=plan.after.macs,
         macs_sequence=plan.before.sequence,
+        checkpoint_format=None if record is None else record.form,
     )
 
 

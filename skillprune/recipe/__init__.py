@@ -6,6 +6,7 @@ from skillprune.recipe.recovery import HubSplit, RecoverySpec
 from skillprune.recipe.schema import Recipe, dump_recipe, recipe_schema
 from skillprune.recipe.stages import (
     BenchmarkSpec,
+    CheckpointSpec,
     DemandSpec,
     ExportSpec,
     PlanSpec,
@@ -17,6 +18,7 @@ from skillprune.recipe.task import TaskSpec
 __all__ = [
     "BenchmarkSpec",
     "BuiltinData",
+    "CheckpointSpec",
     "DemandSpec",
     "ExportSpec",
     "FileData",

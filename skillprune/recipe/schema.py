@@ -24,6 +24,7 @@ from skillprune.recipe.recovery import RecoverySpec
 from skillprune.recipe.source import Document, RecipeDumper
 from skillprune.recipe.stages import (
     BenchmarkSpec,
+    CheckpointSpec,
     DemandSpec,
     ExportSpec,
     PlanSpec,
@@ -53,6 +54,9 @@ class Recipe(Spec):
     plan: PlanSpec = Field(default_factory=PlanSpec, description="How many neurons are kept, and where.")
     repair: RepairSpec = Field(default_factory=RepairSpec, description="What the remaining weights become.")
     recovery: RecoverySpec = Field(default_factory=RecoverySpec, description="Training after pruning.")
+    checkpoint: CheckpointSpec = Field(
+        default_factory=CheckpointSpec, description="How the pruned checkpoint is written."
+    )
     export: ExportSpec = Field(default_factory=ExportSpec, description="Which ONNX files are written.")
     benchmark: BenchmarkSpec = Field(default_factory=BenchmarkSpec, description="How latency is measured.")
     demand: DemandSpec = Field(
@@ -77,6 +81,18 @@ class Recipe(Spec):
         if recovery.prompt and "scoring" in info.data and info.data["scoring"].prompt is None:
             raise ValueError("prompt: true needs soft prompts to tune again; add scoring.prompt, or set it to false")
         return recovery
+
+    @field_validator("checkpoint")
+    @classmethod
+    def _is_possible(cls, checkpoint: CheckpointSpec, info: ValidationInfo) -> CheckpointSpec:
+        plan = info.data.get("plan")
+        if checkpoint.format == "uniform" and plan is not None and (plan.keep_layers or plan.allocation != "uniform"):
+            uneven = "keep_layers" if plan.keep_layers else f"allocation: {plan.allocation}"
+            raise ValueError(
+                f"format: uniform wants layers of one width, and plan.{uneven} makes them differ; choose "
+                "per-layer, padded or auto_map, or auto"
+            )
+        return checkpoint
 
     @model_validator(mode="wrap")
     @classmethod

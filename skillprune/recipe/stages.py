@@ -212,6 +212,18 @@ class RepairSpec(Spec):
     )
 
 
+class CheckpointSpec(Spec):
+    """How the pruned checkpoint is written; it can be converted later."""
+
+    format: Literal["auto", "uniform", "per-layer", "padded", "auto_map"] = Field(
+        default="auto",
+        description="`uniform` is a stock checkpoint and wants layers of one width, `per-layer` has any widths and is "
+        "loaded after `import skillprune`, `padded` fills narrow layers with zeros to be a stock checkpoint, "
+        "`auto_map` brings its own code to be trusted; `auto` is `uniform` where the widths allow it, else "
+        "`per-layer`.",
+    )
+
+
 class ExportSpec(Spec):
     """Which ONNX files are written."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from skillprune.report import wording
+from skillprune.report.loading import Form
 from skillprune.report.schema import Report
 from skillprune.report.sections import Artifact, Demand, LatencyRow, StackWidths
 
@@ -49,9 +50,11 @@ def is_uniform(stack: StackWidths) -> bool:
     return len(set(stack.width_after)) <= 1
 
 
-def needs_plugin(report: Report) -> bool:
-    """Whether ``from_pretrained`` needs skillprune imported, because widths differ between the layers of a stack."""
-    return not all(map(is_uniform, report.model.stacks))
+def checkpoint_format(report: Report) -> Form:
+    """How the checkpoint is written; reports of earlier versions tell it by their widths alone."""
+    if report.model.checkpoint_format is not None:
+        return report.model.checkpoint_format
+    return "uniform" if all(map(is_uniform, report.model.stacks)) else "per-layer"
 
 
 def speed_with_interval(row: LatencyRow) -> str:
@@ -109,12 +112,6 @@ def treatment(report: Report) -> str:
     repaired = "" if report.repair_method is None else f" Repair: {wording.plain(report.repair_method)}."
     trained = "No training." if report.quality.test.recovered is None else "Trained after pruning."
     return trained + repaired
-
-
-def loading_code(report: Report, *, with_plugin: bool) -> str:
-    """The lines of Python that load the checkpoint from inside the run directory."""
-    plugin = "import skillprune  # lets from_pretrained rebuild layers of different widths\n" if with_plugin else ""
-    return f'{plugin}from transformers import pipeline\nmodel = pipeline("{report.task.type}", model="model")'
 
 
 def _shape(row: LatencyRow) -> tuple[int, int]:

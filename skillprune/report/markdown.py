@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from skillprune.report import details, facts, wording
+from skillprune.report.loading import pipeline_code
 from skillprune.report.schema import Report
 
 
@@ -88,7 +89,7 @@ def _speed_rows(report: Report) -> Iterator[list[str]]:
 
 
 def _loading(report: Report) -> str:
-    code = facts.loading_code(report, with_plugin=facts.needs_plugin(report))
+    code = pipeline_code(facts.checkpoint_format(report), report.task.type)
     file = facts.best_artifact(report)
     onnx = "No ONNX file was exported." if file is None else f"ONNX file: {wording.plain(file.path)}"
     return f"```python\n{code}\n```\n\n{onnx} (paths are relative to this file's directory)."

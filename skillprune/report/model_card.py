@@ -10,29 +10,25 @@ import yaml
 
 from skillprune.report import facts, wording
 from skillprune.report.details import widths
+from skillprune.report.loading import loading_section, pipeline_code
 from skillprune.report.schema import Report
 
 HUB_METRICS = {"accuracy": "accuracy", "macro_f1": "f1"}
 """Names under which the hub files our metrics."""
 
 
-def render_model_card(report: Report, *, load_with_plugin: bool) -> str:
-    """``README.md`` of the checkpoint.
-
-    Args:
-        report: the finished run.
-        load_with_plugin: whether ``from_pretrained`` needs skillprune, as it does for widths that differ.
-    """
+def render_model_card(report: Report) -> str:
+    """``README.md`` of the checkpoint of a finished run."""
+    form = facts.checkpoint_format(report)
     title = f"# {wording.plain(_source_name(report))}, pruned with skillprune"
     parts = [
         _front_matter(report),
         title,
-        *(_install() if load_with_plugin else []),
-        _loading(report, with_plugin=load_with_plugin),
+        loading_section(form, pipeline_code(form, report.task.type)),
         f"## What was removed\n\n{_removed(report)}",
         f"## What was measured\n\n{_measured(report)}",
         f"## How it was measured\n\n{_method(report)}",
-        f"## Limits\n\n{_bullets(_limits(report, load_with_plugin))}",
+        f"## Limits\n\n{_bullets(_limits(report))}",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -70,17 +66,6 @@ def _result(report: Report) -> dict[str, Any]:
 
 def _hub_metric(report: Report) -> str:
     return HUB_METRICS.get(report.quality.metric, report.quality.metric)
-
-
-def _install() -> list[str]:
-    text = "The layers differ in width, which transformers alone cannot load. Install the plugin first:"
-    return [f"{text}\n\n```sh\npip install skillprune\n```"]
-
-
-def _loading(report: Report, *, with_plugin: bool) -> str:
-    code = facts.loading_code(report, with_plugin=with_plugin)
-    need = "" if with_plugin else " Plain transformers is enough; skillprune is not needed."
-    return f"```python\n{code}\n```\n\n`model` is this directory, or its id on a hub.{need}"
 
 
 def _removed(report: Report) -> str:
@@ -143,14 +128,12 @@ def _method(report: Report) -> str:
     return _bullets([quality, "; ".join([speed, *sorted(settings)]) + ".", machine, made])
 
 
-def _limits(report: Report, load_with_plugin: bool) -> Iterator[str]:
+def _limits(report: Report) -> Iterator[str]:
     yield from facts.cautions(report)
     if not report.verdict.ok:
         yield facts.verdict_line(report)
     yield f"Only {wording.plain(report.task.name)} was measured; expect more loss on other tasks, domains or languages."
     yield "Speed-ups hold for the machine and the shapes above; measure again on other processors, threads or shapes."
-    if load_with_plugin:
-        yield "Programs that do not use skillprune, serving engines among them, cannot load these widths."
     yield "Bias and robustness were not measured; pruning can hurt rare classes more than the average shows."
     yield "Licence and intended use are those of the model it was made from."
 

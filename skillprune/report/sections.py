@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from skillprune.report.loading import Form
+
 Count = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -76,6 +78,10 @@ class Model(Section):
     )
     hub_id: str | None = Field(
         default=None, description="Hugging Face hub id when the source is one, else null. Additional, optional."
+    )
+    checkpoint_format: Form | None = Field(
+        default=None,
+        description="How the checkpoint is written: uniform, per-layer, padded or auto_map. Additional, optional.",
     )
 
 
