@@ -30,7 +30,9 @@ from runs import (
     write_csv,
     write_recipe,
 )
-from transformers import GPT2Config, GPT2ForSequenceClassification
+from transformers import CTRLConfig, CTRLForSequenceClassification, PreTrainedModel
+
+import skillprune.checkpoint.load
 
 DATA = {split: f"data/{split}.csv" for split in SIZES}
 TASK = {"data": DATA, "text": "text", "label": "label", "max_length": 32}
@@ -223,9 +225,21 @@ def test_a_wrong_column_names_those_that_are_there(folder: Path) -> None:
     assert "train.csv:1" in said.text and "did you mean 'text'" in said.text
 
 
-def gpt2(model: Path) -> None:
-    config = GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=1, n_head=2, n_positions=64, pad_token_id=1)
-    GPT2ForSequenceClassification(config).save_pretrained(model)
+def unknown(model: Path) -> None:
+    config = CTRLConfig(vocab_size=VOCABULARY, n_embd=16, n_layer=1, n_head=2, dff=32, n_positions=64, pad_token_id=1)
+    CTRLForSequenceClassification(config).save_pretrained(model)
+
+
+def quantised(model: Path) -> None:
+    config_of(model, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
+
+
+def damaged_record(model: Path) -> None:
+    (model / "skillprune.json").write_text('{"format": "skillprune-checkpoint-9"}', encoding="utf-8")
+
+
+def widths_of_another_model(model: Path) -> None:
+    config_of(model, quantization_config={"quant_method": "skillprune", "widths": {"encoder": [80, 80]}})
 
 
 def config_of(model: Path, **changes: Any) -> None:
@@ -252,7 +266,10 @@ def small_table(model: Path) -> None:
 
 
 MODELS: dict[str, tuple[Callable[[Path], None], list[str]]] = {
-    "unknown architecture": (gpt2, ["gpt2", "families.py", "bart, bert, distilbert, llama, roberta"]),
+    "unknown architecture": (unknown, ["'ctrl'", "skillprune/families/rows.py", "albert, bart", "whisper"]),
+    "quantised": (quantised, ["already quantised (bitsandbytes)", "quantise what comes out"]),
+    "a record that cannot be read": (damaged_record, ["skillprune.json", "format"]),
+    "widths of another model": (widths_of_another_model, ["[80, 80]", "[80, 80, 80]"]),
     "unknown to transformers": (lambda model: config_of(model, model_type="frob"), ["frob"]),
     "pickled weights only": (pickled, ["pickled", "pytorch_model.bin", "safe"]),
     "no weights": (lambda model: (model / "model.safetensors").unlink(), ["safetensors"]),
@@ -279,6 +296,51 @@ def test_a_model_that_cannot_be_used_is_refused(folder: Path, case: str) -> None
     spoil(folder / "model")
     said = refuse(folder, "score")
     assert all(part in said.text for part in wanted), said.text
+
+
+def missing_path(model: PreTrainedModel) -> None:
+    """As when the architecture has an option that its row does not describe."""
+    layer = model.get_submodule("bert.encoder.layer.2")
+    layer.add_module("ffn", layer.intermediate)
+    del layer.intermediate
+
+
+def tied(model: PreTrainedModel) -> None:
+    layers = model.get_submodule("bert.encoder.layer")
+    layers[2].output.dense.weight = layers[0].output.dense.weight
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        (missing_path, ["bert", "module 'intermediate.", "below BertLayer", "skillprune/families/rows.py"]),
+        (tied, ["encoder layer 0 are tied", "skillprune/families/rows.py", "untie"]),
+    ],
+)
+def test_a_model_that_is_not_as_its_row_says_is_refused(
+    folder: Path, change: Callable[[PreTrainedModel], None], wanted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No checkpoint builds such a model today; a later transformers, or code that changes models, may."""
+    load = skillprune.checkpoint.load.load_model
+
+    def changed(*arguments: Any, **options: Any) -> PreTrainedModel:
+        model = load(*arguments, **options)
+        change(model)
+        return model
+
+    monkeypatch.setattr("skillprune.checkpoint.load.load_model", changed)
+    said = refuse(folder, "score")
+    assert all(part in said.text for part in wanted), said.text
+
+
+def test_a_saved_plan_for_other_widths_is_refused(folder: Path) -> None:
+    """The directory is one of ours, so what is wrong is the plan in it, which somebody put there."""
+    assert invoke("plan", folder / "recipe.yaml", "--output", folder / "out").code == 0
+    plan = read_json(folder / "out" / "plan.json")
+    plan["width_before"] = {"encoder": [96, 96, 96]}
+    (folder / "out" / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
+    said = refuse(folder, "prune")
+    assert "(96, 96, 96)" in said.text and "(80, 80, 80)" in said.text
 
 
 def test_texts_longer_than_the_position_table_are_refused_or_truncated(folder: Path) -> None:

@@ -152,7 +152,7 @@ def says_widths(specimen: Specimen) -> bool:
     return all(ffn.stack.width_attribute is not None for ffn in _ffns(specimen.name))
 
 
-def plan_of(specimen: Specimen, widths: Sequence[int]) -> PruningPlan:
+def plan_of(specimen: Specimen, widths: Sequence[int] = _UNEVEN) -> PruningPlan:
     """Random neurons of every layer.
 
     Args:
@@ -202,7 +202,7 @@ def keeping_all_changes_nothing(specimen: Specimen, _: Path) -> None:
 
 def masked_equals_pruned(specimen: Specimen, _: Path) -> None:
     """Silencing neurons and cutting them are the same function, and not that of the whole model."""
-    model, plan = specimen.model(), plan_of(specimen, _UNEVEN)
+    model, plan = specimen.model(), plan_of(specimen)
     whole = output_of(model, specimen)
     with masked(model, plan):
         silenced = output_of(model, specimen)
@@ -213,7 +213,7 @@ def masked_equals_pruned(specimen: Specimen, _: Path) -> None:
 
 def writes_the_same(specimen: Specimen, _: Path) -> None:
     """Greedy generation gives the same tokens from the same logits, silenced or cut."""
-    model, plan = specimen.model(), plan_of(specimen, _UNEVEN)
+    model, plan = specimen.model(), plan_of(specimen)
     with masked(model, plan):
         silenced = _written(model, specimen)
     cut = _written(prune_(model, plan), specimen)
@@ -223,7 +223,7 @@ def writes_the_same(specimen: Specimen, _: Path) -> None:
 
 def is_stored_in_bfloat16(specimen: Specimen, folder: Path) -> None:
     """In bfloat16 too cutting is silencing, and what is written in it comes back bit by bit."""
-    model, plan = specimen.model().bfloat16(), plan_of(specimen, _UNEVEN)
+    model, plan = specimen.model().bfloat16(), plan_of(specimen)
     with masked(model, plan):
         silenced = output_of(model, specimen)
     cut = output_of(prune_(model, plan), specimen)
