@@ -18,7 +18,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 COMPAT_STAMP := $(VENV_COMPAT)/.installed-compat
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-compat lint clean
+.PHONY: help quickstart test test-compat test-lines lint clean
 
 help:  ## print the targets
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -40,6 +40,10 @@ test: lint  ## lint, then run the test suite
 
 test-compat: $(COMPAT_STAMP)  ## run the test suite on transformers 4.57 with optimum-onnx
 	$(VENV_COMPAT)/bin/python -m pytest $(PYTEST_ARGS)
+
+test-lines: $(DEV_STAMP) $(COMPAT_STAMP)  ## see that each line of transformers reads the checkpoints of the other
+	SKILLPRUNE_OTHER_PYTHON=$(abspath $(VENV_COMPAT))/bin/python $(VENV)/bin/python -m pytest tests/test_zoo.py -k other_line
+	SKILLPRUNE_OTHER_PYTHON=$(abspath $(VENV))/bin/python $(VENV_COMPAT)/bin/python -m pytest tests/test_zoo.py -k other_line
 
 lint: $(DEV_STAMP)  ## ruff and mypy
 	$(VENV)/bin/ruff check .
