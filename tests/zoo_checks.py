@@ -137,14 +137,14 @@ def read_back(
     subprocess.run(command, env=environment, cwd=cache_folder.parent, capture_output=True, text=True, check=True)
 
 
-def check_read_back(directory: Path, answer: str = "found") -> None:
+def check_read_back(directory: Path, answer: str = "found", atol: float = 1e-5) -> None:
     """What a fresh process computed is what was computed before the model was written, with its head and without."""
     failure = directory / f"{answer}.txt"
     assert not failure.exists(), failure.read_text(encoding="utf-8")
     made, found = load_file(directory / "made.safetensors"), load_file(directory / f"{answer}.safetensors")
     assert made.keys() == found.keys()
     for part, expected in made.items():
-        torch.testing.assert_close(found[part], expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found[part], expected, atol=atol, rtol=1e-4)
 
 
 def says_widths(specimen: Specimen) -> bool:
