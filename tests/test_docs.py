@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import test_rows
 import typer
 import yaml
+import zoo_checks
+from zoo import ZOO
 
 import skillprune
 from skillprune.cli import app
 from skillprune.errors import RecipeError
+from skillprune.families import FAMILIES
 from skillprune.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -160,6 +164,28 @@ def test_recipes_validate(text: str, tmp_path: Path) -> None:
 
 def test_links_resolve(page: Path, text: str) -> None:
     assert broken_links(page, text) == []
+
+
+def test_the_family_that_is_added_as_an_example_passes_every_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for the reload in a process with skillprune, which has no such row."""
+    names: dict[str, Any] = {}
+    for block in blocks((ROOT / "docs" / "add-a-family.md").read_text(encoding="utf-8"), "python"):
+        exec(block, names)  # the page is ours
+    monkeypatch.setitem(FAMILIES, "ctrl", names["row"])
+    monkeypatch.setitem(ZOO, "ctrl", names["specimen"])
+    zoo_checks.prepare(["ctrl"], tmp_path)
+    checks = [check for name, check in zoo_checks.CHECKS.items() if name != "per-layer reload"]
+    assert len(checks) >= 9 and all(check.applies(ZOO["ctrl"]) for check in checks)
+    for check in checks:
+        check.run(ZOO["ctrl"], tmp_path)
+    for check_row in (
+        test_rows.test_the_row_finds_every_ffn_with_its_width,
+        test_rows.test_firing_is_what_the_down_projection_reads,
+        test_rows.test_what_down_writes_joins_the_stream_as_the_row_says,
+    ):
+        check_row("ctrl")
 
 
 def test_there_is_something_to_check() -> None:
