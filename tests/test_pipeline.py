@@ -95,6 +95,7 @@ def test_the_run_directory_has_every_file_of_the_contract(done: Finished) -> Non
         "model/model.safetensors",
         "model/tokenizer.json",
         "model/README.md",
+        "model/skillprune.json",
         "onnx/fp32/model.onnx",
         "onnx/dense/fp32/model.onnx",
         "report.json",
