@@ -173,19 +173,19 @@ def test_the_family_that_is_added_as_an_example_passes_every_check(
     names: dict[str, Any] = {}
     for block in blocks((ROOT / "docs" / "add-a-family.md").read_text(encoding="utf-8"), "python"):
         exec(block, names)  # the page is ours
-    monkeypatch.setitem(FAMILIES, "ctrl", names["row"])
-    monkeypatch.setitem(ZOO, "ctrl", names["specimen"])
-    zoo_checks.prepare(["ctrl"], tmp_path)
+    monkeypatch.setitem(FAMILIES, "gpt_bigcode", names["row"])
+    monkeypatch.setitem(ZOO, "gpt_bigcode", names["specimen"])
+    zoo_checks.prepare(["gpt_bigcode"], tmp_path)
     checks = [check for name, check in zoo_checks.CHECKS.items() if name != "per-layer reload"]
-    assert len(checks) >= 9 and all(check.applies(ZOO["ctrl"]) for check in checks)
+    assert len(checks) >= 9 and all(check.applies(ZOO["gpt_bigcode"]) for check in checks)
     for check in checks:
-        check.run(ZOO["ctrl"], tmp_path)
+        check.run(ZOO["gpt_bigcode"], tmp_path)
     for check_row in (
         test_rows.test_the_row_finds_every_ffn_with_its_width,
         test_rows.test_firing_is_what_the_down_projection_reads,
         test_rows.test_what_down_writes_joins_the_stream_as_the_row_says,
     ):
-        check_row("ctrl")
+        check_row("gpt_bigcode")
 
 
 def test_there_is_something_to_check() -> None:

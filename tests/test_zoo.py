@@ -7,13 +7,14 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from runs import ROOT, invoke
 from safetensors.torch import load_file, save_file
 from zoo import ZOO
-from zoo_checks import CHECKS, LINE, check_read_back, known, plan_of, prepare, read_back, says_widths, write
+from zoo_checks import CHECKS, LINE, check_read_back, known, output_of, plan_of, prepare, read_back, says_widths, write
 
 import skillprune
-from skillprune.checkpoint import Written
+from skillprune.checkpoint import Attention, Written, load_model
 from skillprune.families import FAMILIES
 
 VERIFIED: dict[str, dict[str, list[str]]] = json.loads(
@@ -52,6 +53,17 @@ def test_the_family(check: str, name: str, folder: Path) -> None:
             CHECKS[check].run(ZOO[name], folder)
         return
     CHECKS[check].run(ZOO[name], folder)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", [name for name in known() if ZOO[name].reads in ("text", "text to text")])
+def test_runs_can_load_it_whatever_attention_it_has(name: str, attention: Attention, folder: Path) -> None:
+    head, directory = ZOO[name].head, folder / "per-layer" / name
+    task = "seq2seq" if ZOO[name].reads == "text to text" else "language-modeling"
+    task = "text-classification" if head.endswith("ForSequenceClassification") else task
+    model = load_model(directory / "model", dtype="float32", task_type=task, attention=attention)
+    made = load_file(directory / "made.safetensors")["head"]
+    torch.testing.assert_close(output_of(model, ZOO[name]), made, atol=1e-3, rtol=1e-3)
 
 
 def test_what_is_verified_is_said_of_exactly_the_families_there_are() -> None:

@@ -165,19 +165,21 @@ def load_model(
 ) -> PreTrainedModel:
     """`from_pretrained` with everything named that the two transformers lines have different defaults for.
 
-    A pruned checkpoint has its real widths, whatever form it is in, and no code it carries is run.
+    A pruned checkpoint has its real widths, whatever form it is in, and no code it carries is run. Attention is eager
+    where the architecture has no other.
     """
+    auto = AUTO_CLASSES[task_type]
     config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
     with warnings.catch_warnings():
         # A layer that was pruned to nothing has empty matrices, and nothing in them to initialise is just right.
         warnings.filterwarnings("ignore", "Initializing zero-element tensors is a no-op")
-        model, report = AUTO_CLASSES[task_type].from_pretrained(
+        model, report = auto.from_pretrained(
             location,
             config=without_code_(config),
             revision=revision,
             dtype=getattr(torch, dtype),
             device_map=device_map,
-            attn_implementation=attention,
+            attn_implementation=attention if _has_sdpa(auto, config) else "eager",
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -194,6 +196,11 @@ def load_model(
     if record is not None and record.form == "padded":
         unpad_(loaded, record)
     return loaded
+
+
+def _has_sdpa(auto: Any, config: PretrainedConfig) -> bool:
+    """Whether what an Auto class builds from a config can use PyTorch's fused kernel of attention."""
+    return bool(getattr(auto._model_mapping.get(type(config), None), "_supports_sdpa", True))
 
 
 def _refuse_two_way(model: PreTrainedModel, location: str | Path, task_type: str) -> None:
