@@ -66,7 +66,7 @@ def kept_row(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 def code_fingerprint() -> str:
     """Of all that says which neurons stay and what the others become: parts made by other code are told apart by it."""
     package, told = Path(skillprune.__file__).parent, hashlib.sha256()
-    for room in ("families.py", "surgery.py", "scoring", "planning", "repair"):
+    for room in ("families", "surgery.py", "scoring", "planning", "repair"):
         for path in sorted((package / room).rglob("*.py")) if (package / room).is_dir() else [package / room]:
             told.update(path.read_bytes())
     return told.hexdigest()[:8]
