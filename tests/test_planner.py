@@ -148,7 +148,7 @@ def trial_of(repair_: Callable[[PreTrainedModel, PruningPlan], object], metric: 
         return plan_of(*(range(width) for width in widths["encoder"]))
 
     batches = tiny_batches(lengths=LENGTHS, labels=LABELS)
-    return Candidates(changing_its_mind, plan_for, repair_, batches, metric, 0, silent)
+    return Candidates(changing_its_mind, Classifier, plan_for, repair_, batches, metric, 0, silent)
 
 
 def changing_its_mind() -> PreTrainedModel:
@@ -446,8 +446,10 @@ def test_repair_is_what_the_recipe_asks_for(tmp_path: Path, repair: dict[str, An
     assert any(not torch.equal(tensor, other.state_dict()[name]) for name, tensor in expected.state_dict().items())
 
 
-@pytest.mark.parametrize("budget", ["speedup", "max_drop"])
-def test_budgets_that_need_a_classifier_are_refused_for_other_tasks(tmp_path: Path, budget: str) -> None:
+@pytest.mark.parametrize(("section", "key"), [("plan", "speedup"), ("demand", "min_speedup")])
+def test_what_needs_a_measured_time_is_refused_for_tasks_that_are_not_exported(
+    tmp_path: Path, section: str, key: str
+) -> None:
     make_masked_model(tmp_path)
     task = {
         "type": "language-modeling",
@@ -455,9 +457,10 @@ def test_budgets_that_need_a_classifier_are_refused_for_other_tasks(tmp_path: Pa
         "text": "text",
         "max_length": 32,
     }
-    recipe = write_recipe(tmp_path, task=task, scoring=SKILL, plan={budget: 1.5})
-    refused = invoke("plan", recipe, "--output", tmp_path / "out")
-    assert refused.code == 2 and f"plan.{budget}" in refused.text, refused.text
+    recipe = write_recipe(tmp_path, task=task, scoring=SKILL, **{section: {key: 1.5}})
+    for command in (["validate", recipe], ["run", recipe, "--output", tmp_path / "out"]):
+        refused = invoke(*command)
+        assert refused.code == 2 and key in refused.text and "text-classification" in refused.text, refused.text
     assert not (tmp_path / "out").exists()
 
 

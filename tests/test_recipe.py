@@ -222,7 +222,11 @@ def test_a_wrong_value_is_reported_where_it_stands(
         ("{data: builtin:reviews, target: y}", "task.target", "should be null; text-classification has no target"),
         ("{data: builtin:reviews, target_tokenizer: y}", "task.target_tokenizer", "should be null"),
         ("{data: builtin:reviews, metric: loss}", "task.metric", "should be accuracy or macro_f1"),
-        ("{data: builtin:reviews, metric: bleu}", "task.metric", "'accuracy', 'macro_f1' or 'loss'"),
+        (
+            "{data: builtin:reviews, metric: bleu}",
+            "task.metric",
+            "'accuracy', 'macro_f1', 'loss', 'perplexity' or 'exact_match'",
+        ),
         ("{data: builtin:reviews, type: summarization}", "task.type", "'seq2seq'"),
         ("{data: builtin:reviews, type: summarization, template: x, metric: loss}", "task.type", "'seq2seq'"),
     ],

@@ -11,7 +11,8 @@ import pytest
 from skillprune.benchmark import Control, Latency, Measurement, Ratio
 from skillprune.evaluation import Comparison
 from skillprune.export import OnnxArtifact
-from skillprune.pipeline.verdict import failed_promises
+from skillprune.pipeline.results import Exports
+from skillprune.pipeline.verdict import failed_files, too_wrong, unmet_plan
 from skillprune.planning import Costs, PruningPlan
 from skillprune.recipe import DemandSpec
 
@@ -53,7 +54,7 @@ def latency(*lows: float, control: Ratio = QUIET) -> Latency:
 
 
 def comparison(difference: float) -> Comparison:
-    return Comparison(difference=difference, low=difference - 0.1, high=difference + 0.1, p_value=0.5, agreement=0.9)
+    return Comparison(difference, difference - 0.1, difference + 0.1, p_value=0.5, agreement=0.9, drop=-difference)
 
 
 def judge(
@@ -64,9 +65,15 @@ def judge(
     measured: Latency | None = None,
     difference: float = -0.5,
 ) -> tuple[str, ...]:
-    dense, pruned = map(artifact, sizes)
-    measured = measured or latency(0.5, 0.5)
-    return failed_promises(demand or DemandSpec(), plan(kept), dense, pruned, measured, comparison(difference))
+    return judged(demand or DemandSpec(), plan(kept), sizes, measured or latency(0.5, 0.5), difference)
+
+
+def judged(
+    demand: DemandSpec, planned: PruningPlan, sizes: tuple[int, int], measured: Latency, difference: float = -0.5
+) -> tuple[str, ...]:
+    exports = Exports(*map(artifact, sizes))
+    files = failed_files(demand, planned, exports, measured)
+    return (*unmet_plan(planned), *files, *too_wrong(demand, "accuracy", comparison(difference)))
 
 
 def test_without_a_demand_neither_slowness_nor_a_large_drop_fails_the_run() -> None:
@@ -110,7 +117,7 @@ def test_the_lower_end_must_reach_the_speedup_at_every_shape() -> None:
 def test_a_planned_speed_up_may_be_missed_by_a_twentieth(asked: float, unmet: str | None, told: bool) -> None:
     # The smaller of the two speed-ups, 1.0, is what counts.
     budget = replace(plan(4), budget={"speedup": asked}, unmet=unmet)
-    reasons = failed_promises(DemandSpec(), budget, artifact(100), artifact(60), latency(0.5, 0.7), comparison(0))
+    reasons = judged(DemandSpec(), budget, (100, 60), latency(0.5, 0.7), 0)
     assert reasons == ((unmet,) if unmet else (f"a speed-up of {asked:g} was planned, 1.000 was measured",) * told)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import count
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -122,7 +123,9 @@ class _Run:
         if gradients:
             seen += [ffn.gradients(*gradients), gradients[1]]
         # Some blocks lay their tokens in a row before the FFN.
-        shaped = (tensor.reshape(len(batch), -1, tensor.shape[-1]) for tensor in seen)
+        shaped = (
+            tensor.reshape(len(batch), prod(tensor.shape[:-1]) // len(batch), tensor.shape[-1]) for tensor in seen
+        )
         return Observation(ffn, moved, self.number, self.reading, *shaped)
 
 

@@ -77,6 +77,8 @@ CLIP = Stack(
     attending=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     attention="self_attn.out_proj",
 )
+# Its config says one width for these layers and for an FFN in the pooling head, which is not pruned.
+SIGLIP = replace(CLIP, width_attribute=None)
 CLIP_TEXT = replace(
     CLIP, name="text", blocks="text_model.encoder.layers", width_attribute="text_config.intermediate_size"
 )

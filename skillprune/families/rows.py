@@ -64,7 +64,7 @@ FAMILIES: dict[str, Row] = {
     "qwen3_moe": ((decoders.STACKED, decoders.LISTED),),
     "roberta": ((encoders.BERT,),),
     "roformer": ((encoders.BERT,),),
-    "siglip": ((encoders.CLIP_TEXT,), (encoders.CLIP,)),
+    "siglip": ((encoders.CLIP_TEXT,), (encoders.SIGLIP,)),
     "smollm3": ((decoders.LLAMA,),),
     "stablelm": (decoders.STABLELM_LAYOUTS,),
     "starcoder2": ((decoders.STARCODER2,),),

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel
 
+from skillprune.answers import TaskModel
 from skillprune.data import Batch
-from skillprune.evaluation import METRICS, Predictions, predict_split, standard_error, torch_predictor
+from skillprune.evaluation import Outcome, drop, judge_split, standard_error
 from skillprune.planning import PruningPlan, Trial, Widths
 from skillprune.progress import Progress
 
@@ -21,6 +22,7 @@ class Candidates:
 
     Attributes:
         load: gives the dense model anew.
+        put: puts the task to a model.
         plan_for: which neurons stay at some widths.
         repair_: prunes a model by a plan and repairs it, in place.
         validation: examples to judge by.
@@ -30,13 +32,14 @@ class Candidates:
     """
 
     load: Callable[[], PreTrainedModel]
+    put: Callable[[PreTrainedModel], TaskModel]
     plan_for: MakePlan
     repair_: Callable[[PreTrainedModel, PruningPlan], object]
     validation: Sequence[Batch]
     metric: str
     seed: int
     progress: Progress
-    _dense: list[Predictions] = field(default_factory=list)
+    _dense: list[Outcome] = field(default_factory=list)
 
     def try_out(self, widths: Widths) -> Trial:
         """What the model pruned to these widths loses on validation."""
@@ -45,9 +48,10 @@ class Candidates:
         model = self.load()
         self.repair_(model, self.plan_for(widths))
         found = self._answers(model, f"{sum(map(sum, widths.values())):,} neurons")
-        dense, measure = self._dense[0], METRICS[self.metric]
-        drop = measure(dense.labels, dense.predicted) - measure(found.labels, found.predicted)
-        return Trial(drop, standard_error(dense, found, metric=self.metric, seed=self.seed))
+        dense = self._dense[0]
+        lost = drop(self.metric, dense.value(self.metric), found.value(self.metric))
+        return Trial(lost, standard_error(dense, found, metric=self.metric, seed=self.seed))
 
-    def _answers(self, model: PreTrainedModel, what: str) -> Predictions:
-        return predict_split(torch_predictor(model), self.validation, what=f"trial ({what})", progress=self.progress)
+    def _answers(self, model: PreTrainedModel, what: str) -> Outcome:
+        subject = self.put(model)
+        return judge_split(subject, self.validation, self.metric, what=f"trial ({what})", progress=self.progress)

@@ -41,9 +41,6 @@ from skillprune.recipe import Recipe
 from skillprune.repair import LayerError, Lessons, lessons_if_room, prune_and_repair_
 from skillprune.scoring import NeuronScores
 
-EXPORTED = "text-classification"
-"""The kind of task whose models can be pruned, exported and timed."""
-
 
 @dataclass(frozen=True, eq=False)
 class Planner:
@@ -69,14 +66,10 @@ class Planner:
         """Refuses what cannot be planned, without running anything.
 
         Raises:
-            RecipeError: a budget needs an exported or repaired model, which this kind of task has not, or cuts a model
-                whose weights are kept elsewhere; a plan needs details that scores of several soft prompts do not have;
-                or blocks are to be chosen one after the other and repaired all at once.
+            RecipeError: a budget cuts a model whose weights are kept elsewhere; a plan needs details that scores of
+                several soft prompts do not have; or blocks are to be chosen one after the other and repaired at once.
         """
-        spec, kind, prompt = self.recipe.plan, self.recipe.task.type, self.recipe.scoring.prompt
-        for field, asked in (("speedup", spec.speedup), ("max_drop", spec.max_drop)):
-            if asked is not None and kind != EXPORTED:
-                raise RecipeError([Problem(f"plan.{field}", str(asked), f"needs a task of type {EXPORTED}")])
+        spec, prompt = self.recipe.plan, self.recipe.scoring.prompt
         elsewhere = any(parameter.device.type == "meta" for parameter in self.source.model.parameters())
         for field, cuts in (("max_drop", spec.max_drop is not None), ("selection", spec.selection == "blockwise")):
             if cuts and elsewhere:
@@ -107,7 +100,7 @@ class Planner:
             note = (
                 f"the allocation {spec.allocation} will share these neurons out unevenly; `skillprune plan` shows how"
             )
-        if self.recipe.task.type == EXPORTED:
+        if self.recipe.task.is_exported:
             found = replace(found, latency=self._latency_table.timings(found.width_before, found.width_after))
         return replace(found, note=note)
 
@@ -165,6 +158,7 @@ class Planner:
 
         trials = Candidates(
             load=self.dense,
+            put=lambda model: replace(self.detection.subject, model=model),
             plan_for=plan_for,
             repair_=partial(self.repair_, lessons=lessons_if_room(self.source.model, self.detection.data.calibration)),
             validation=self.detection.data.validation,
@@ -207,4 +201,5 @@ class Planner:
 
 def float32_model(recipe: Recipe, attention: Attention) -> PreTrainedModel:
     """The dense model as files are made and compared, whatever dtype scoring runs in."""
-    return load_source(recipe.model.model_copy(update={"dtype": "float32"}), attention=attention).model
+    spec, task = recipe.model.model_copy(update={"dtype": "float32"}), recipe.task
+    return load_source(spec, task_type=task.type, target_tokenizer=task.target_tokenizer, attention=attention).model

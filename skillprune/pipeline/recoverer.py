@@ -27,7 +27,7 @@ class Recoverer:
     Attributes:
         recipe: the request.
         detection: the dense model, how its task is put to it, and the validation examples.
-        metric: name of the task's metric.
+        metric: what chooses the best epoch: the task's metric, or the loss where the task has no classes.
         train: batches to learn from; none if nothing is asked for.
         fingerprint: of their examples.
         progress: told about long work.
@@ -102,7 +102,9 @@ def recoverer(
     spec = recipe.recovery
     examples = recovery_examples(task, splits, spec.data) if spec.epochs or spec.prompt else ()
     train = batches_of(examples, source, task, recipe.scoring.batch_size)
-    return Recoverer(recipe, detection, task.metric, train, fingerprint(examples), progress)
+    # Where no classes are chosen, the loss of the right text decides: greedy decoding would take longer than training.
+    metric = task.metric if task.classifies else "loss"
+    return Recoverer(recipe, detection, metric, train, fingerprint(examples), progress)
 
 
 def losses_of(prompts: Sequence[Prompted]) -> tuple[PromptLosses, ...]:

@@ -57,13 +57,13 @@ class Quality:
     Attributes:
         dense: the model as it came, in PyTorch.
         pruned: the reloaded pruned checkpoint, without training, in PyTorch.
-        onnx: the shipped ONNX file.
-        comparison: shipped ONNX file against dense.
+        comparison: what is shipped against dense: the ONNX file, or the checkpoint where there is none.
+        onnx: the shipped ONNX file; none where models are not exported.
         recovered: the reloaded checkpoint after training, in PyTorch; none without training.
     """
 
     dense: float
     pruned: float
-    onnx: float
     comparison: Comparison
+    onnx: float | None = None
     recovered: float | None = None

@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
-import numpy as np
-from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from skillprune.answers import label_names
-from skillprune.benchmark import Latency, Subject, check_provider, environment, measure_latency, open_session
-from skillprune.checkpoint import load_model, load_source, save_pruned, verify_reload
-from skillprune.data import Batch, load_splits
+from skillprune.benchmark import Latency, check_provider, environment
+from skillprune.checkpoint import Attention, load_model, load_source
+from skillprune.data import load_splits
 from skillprune.errors import DataError, Problem, RecipeError
-from skillprune.evaluation import METRICS, Predictor, compare, predict_split, torch_predictor
-from skillprune.export import export_onnx
+from skillprune.evaluation import compare, judge_split
 from skillprune.families import find_ffns
 from skillprune.pipeline.detection import batches_of, detection
 from skillprune.pipeline.directory import RunDirectory, replacing, write_text
-from skillprune.pipeline.history import history_of
-from skillprune.pipeline.inputs import PARITY_SHAPES, check_shapes, parity_inputs, random_inputs
-from skillprune.pipeline.planner import EXPORTED, Planner, float32_model
+from skillprune.pipeline.exporter import Exporter
+from skillprune.pipeline.inputs import check_shapes
+from skillprune.pipeline.planner import Planner, float32_model
 from skillprune.pipeline.processes import is_main, join_processes
 from skillprune.pipeline.recoverer import losses_of, recoverer
 from skillprune.pipeline.results import Exports, Quality, Recovered
+from skillprune.pipeline.saving import save_checkpoint
 from skillprune.planning import Prediction, PruningPlan, layers_of, load_plan, plan_to_json
 from skillprune.progress import Progress, silent
 from skillprune.prompts import Prompted, PromptSettings, load_prompt, save_prompt
@@ -36,8 +34,6 @@ from skillprune.recipe import Recipe
 from skillprune.repair import LayerError
 from skillprune.scoring import NeuronScores, ScoringData, load_scores, of_main, save_scores
 from skillprune.tasks import resolve_task
-
-Inputs = Mapping[str, NDArray[np.int64]]
 
 
 class Run:
@@ -95,7 +91,7 @@ class Run:
         )
         # Before the data is read: an unknown architecture or a layer that does not exist.
         layers_of(find_ffns(self.source.model), round_to=recipe.plan.round_to, keep_layers=recipe.plan.keep_layers)
-        if recipe.task.type == EXPORTED:
+        if recipe.task.is_exported:
             check_shapes(self.source.tokenizer, recipe.benchmark.shapes)
         self.task = resolve_task(recipe.task, label_names(self.source.model))
         self.splits = load_splits(self.task, examples=recipe.scoring.examples, seed=recipe.seed)
@@ -185,24 +181,30 @@ class Run:
 
     @cached_property
     def exports(self) -> Exports:
-        """ONNX files of the dense and of the pruned model, each proven against PyTorch."""
+        """ONNX files of the dense and of the pruned model, each proven against PyTorch.
+
+        Raises:
+            RecipeError: models of this kind are not exported.
+        """
+        self._refuse_unexported()
         assert self.recovered is not None  # the final checkpoint is there
-        paths = [self.directory.path / "onnx" / name / "model.onnx" for name in ("dense/fp32", "fp32")]
-        found = self.directory.stage("export", Exports, lambda: self._export(*paths), paths)
-        # The directory may have been moved, or be called by another name, since the files were made.
-        return Exports(replace(found.dense, path=paths[0]), replace(found.pruned, path=paths[1]))
+        exporter = self._exporter
+        export = lambda: exporter.export(self._final_model)  # noqa: E731
+        return exporter.here(self.directory.stage("export", Exports, export, list(exporter.paths)))
 
     @cached_property
     def latency(self) -> Latency:
         """Dense against pruned in ONNX Runtime, interleaved, with an identical-pair control."""
         exports = self.exports
-        return self.directory.stage("bench", Latency, lambda: self._bench(exports))
+        return self.directory.stage("bench", Latency, lambda: self._exporter.bench(exports))
 
     @cached_property
     def quality(self) -> Quality:
         """The test split, read here and only here, once everything is decided."""
-        exports, _ = self.exports, self.latency
-        return self.directory.stage("test", Quality, lambda: self._test(exports))
+        assert self.recovered is not None  # the final checkpoint is there
+        if self.task.is_exported:
+            _ = self.exports, self.latency
+        return self.directory.stage("test", Quality, self._test)
 
     def _decisive(self) -> NeuronScores:
         name = self.recipe.scoring.criterion
@@ -230,7 +232,8 @@ class Run:
 
     def _recover(self, paths: Mapping[Prompted, Path]) -> Recovered:
         # Where the dense model is, and in float32: what it is saved in is too coarse for small steps.
-        model = load_model(self._pruned_path, dtype="float32", device_map=self.recipe.model.device_map)
+        kind, device_map = self.recipe.task.type, self.recipe.model.device_map
+        model = load_model(self._pruned_path, task_type=kind, dtype="float32", device_map=device_map)
         training = None
         if self.recipe.recovery.epochs:
             training = self._recoverer.train_(model, self.directory.unfinished("recover"))
@@ -242,13 +245,8 @@ class Run:
         return Recovered(training, sum(map(len, self._recoverer.train)), losses_of(list(tuned.values())))
 
     def _save(self, model: PreTrainedModel, path: Path) -> None:
-        """Writes a checkpoint that has been proven to reload; the model is in float32 afterwards."""
-        with replacing(path) as fresh:
-            form, history = self.recipe.checkpoint.format, history_of(self.recipe, self.source, self.plan)
-            save_pruned(model, self.source.tokenizer, fresh, dtype=self.source.dtype, form=form, history=history)
-            self.progress("reload in a fresh process", 0, 1)
-            verify_reload(model, fresh, self._inputs(*PARITY_SHAPES[1], padded=True))
-            self.progress("reload in a fresh process", 1, 1)
+        batch = self._detection.data.calibration[0]
+        save_checkpoint(model, path, self.recipe, self.source, self.plan, batch, self.progress)
 
     @property
     def _model_path(self) -> Path:
@@ -263,74 +261,54 @@ class Run:
     def _prompt_path(self, settings: PromptSettings, suffix: str = "") -> Path:
         return self.directory.path / "prompts" / f"seed-{settings.seed}{suffix}.safetensors"
 
-    def _export(self, dense_path: Path, pruned_path: Path) -> Exports:
-        inputs = parity_inputs(self.source.model, self.source.tokenizer, seed=self.recipe.seed)
-        self.progress("export", 0, 2)
-        dense = export_onnx(float32_model(self.recipe, "eager"), inputs, dense_path)
-        self.progress("export", 1, 2)
-        pruned = export_onnx(self._final_model("eager"), inputs, pruned_path)
-        self.progress("export", 2, 2)
-        return Exports(dense, pruned)
-
-    def _bench(self, exports: Exports) -> Latency:
-        spec = self.recipe.benchmark
-        return measure_latency(
-            [Subject("dense", "fp32", exports.dense.path), Subject("pruned", "fp32", exports.pruned.path)],
-            spec.shapes,
-            self._inputs,
-            threads=spec.threads,
-            provider=spec.provider,
-            rounds=spec.rounds,
-            seed=self.recipe.seed,
-            progress=self.progress,
-        )
-
-    def _test(self, exports: Exports) -> Quality:
-        predictors = {
-            "dense": torch_predictor(float32_model(self.recipe, "sdpa")),
-            "pruned": torch_predictor(load_model(self._pruned_path, dtype="float32")),
-            "onnx": self._onnx_predictor(exports.pruned.path),
+    def _test(self) -> Quality:
+        """Models are asked one after the other, each loaded anew; the last one is what is shipped."""
+        models: dict[str, Callable[[], PreTrainedModel]] = {
+            "dense": lambda: float32_model(self.recipe, "sdpa"),
+            "pruned": lambda: self._load(self._pruned_path),
         }
         if self.recovered.training is not None:
-            predictors["recovered"] = torch_predictor(self._final_model())
-        answers = {
-            name: predict_split(predict, self._test_batches, what=f"test ({name})", progress=self.progress)
-            for name, predict in predictors.items()
+            models["recovered"] = self._final_model
+        metric, subject = self.task.metric, self._detection.subject
+        outcomes = {
+            name: judge_split(
+                replace(subject, model=load()),
+                self._test_batches,
+                metric,
+                what=f"test ({name})",
+                progress=self.progress,
+            )
+            for name, load in models.items()
         }
-        measure = METRICS[self.task.metric]
+        if self.task.is_exported:
+            outcomes["onnx"] = self._exporter.judge(self.exports, self._test_batches)
+        *_, shipped = outcomes.values()
         return Quality(
-            **{name: measure(given.labels, given.predicted) for name, given in answers.items()},
-            comparison=compare(answers["dense"], answers["onnx"], metric=self.task.metric, seed=self.recipe.seed),
+            **{name: outcome.value(metric) for name, outcome in outcomes.items()},
+            comparison=compare(outcomes["dense"], shipped, metric=metric, seed=self.recipe.seed),
         )
 
-    def _onnx_predictor(self, path: Path) -> Predictor:
-        spec = self.recipe.benchmark
-        session = open_session(path, threads=spec.threads, provider=spec.provider)
-        names = {given.name for given in session.get_inputs()}
+    @property
+    def _exporter(self) -> Exporter:
+        return Exporter(self.recipe, self.source, self.directory.path / "onnx", self.progress)
 
-        def predict(batch: Batch) -> NDArray[np.float32]:
-            logits: NDArray[np.float32] = session.run(
-                ["logits"], {name: tensor.numpy() for name, tensor in batch.inputs.items() if name in names}
-            )[0]
-            return logits
+    def _final_model(self, attention: Attention = "sdpa") -> PreTrainedModel:
+        return self._load(self._model_path, attention)
 
-        return predict
-
-    def _final_model(self, attention: Literal["eager", "sdpa"] = "sdpa") -> PreTrainedModel:
-        return load_model(self._model_path, dtype="float32", attention=attention)
+    def _load(self, path: Path, attention: Attention = "sdpa") -> PreTrainedModel:
+        kind = self.recipe.task.type
+        return load_model(path, task_type=kind, dtype="float32", attention=attention)
 
     def _refuse_unprunable(self) -> None:
-        """Models without a classification head, or with weights elsewhere, are scored and planned for, and no more."""
+        """Models with weights elsewhere are scored and planned for, and no more."""
         if any(parameter.device.type == "meta" for parameter in self.source.model.parameters()):
             wanted = "leaves weights outside the devices that compute; pruning needs them there"
             raise RecipeError([self.recipe.located(Problem("model.device_map", "", wanted))])
-        if self.task.type != EXPORTED:
-            wanted = f"only {EXPORTED} is pruned and exported; `skillprune score` and `plan` work for this kind"
-            raise RecipeError([self.recipe.located(Problem("task.type", self.task.type, wanted))])
 
-    def _inputs(self, batch: int, sequence: int, *, padded: bool = False) -> Inputs:
-        source = self.source
-        return random_inputs(source.model, source.tokenizer, batch, sequence, seed=self.recipe.seed, padded=padded)
+    def _refuse_unexported(self) -> None:
+        if not self.task.is_exported:
+            wanted = "models of this kind are pruned and recovered, and not exported or timed"
+            raise RecipeError([self.recipe.located(Problem("task.type", self.task.type, wanted))])
 
 
 def _files_of(checkpoint: Path) -> list[Path]:

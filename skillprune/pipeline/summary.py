@@ -9,6 +9,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from skillprune import report as paper
 from skillprune.benchmark import Control, Measurement, environment
@@ -16,7 +17,7 @@ from skillprune.checkpoint import read_record
 from skillprune.pipeline.directory import StageRecord, write_text
 from skillprune.pipeline.results import Exports
 from skillprune.pipeline.run import Run
-from skillprune.pipeline.verdict import failed_promises
+from skillprune.pipeline.verdict import unmet_plan, failed_files, too_wrong
 from skillprune.planning import PruningPlan
 from skillprune.repair import LayerError
 
@@ -45,10 +46,7 @@ def build_report(run: Run) -> paper.Report:
         task=_task(run),
         scoring=_scoring(run),
         quality=_quality(run),
-        artifacts=(_artifact(run.exports, run.directory.path),),
-        best=paper.Best(variant=run.exports.pruned.variant, why="the only variant asked for"),
-        latency=tuple(map(_latency, run.latency.measurements)),
-        controls=tuple(map(_control, run.latency.controls)),
+        **_exported(run),
         repair=_repair(run.errors),
         repair_method=run.recipe.repair.method,
         plan=_planned(run),
@@ -57,6 +55,18 @@ def build_report(run: Run) -> paper.Report:
         stages=tuple(map(_stage, run.directory.records)),
         verdict=_verdict(run),
     )
+
+
+def _exported(run: Run) -> dict[str, Any]:
+    """The parts of a report that speak of ONNX files."""
+    if not run.task.is_exported:
+        return {"artifacts": (), "best": None, "latency": (), "controls": ()}
+    return {
+        "artifacts": (_artifact(run.exports, run.directory.path),),
+        "best": paper.Best(variant=run.exports.pruned.variant, why="the only variant asked for"),
+        "latency": tuple(map(_latency, run.latency.measurements)),
+        "controls": tuple(map(_control, run.latency.controls)),
+    }
 
 
 def write_report(report: paper.Report, directory: Path) -> None:
@@ -115,6 +125,7 @@ def _task(run: Run) -> paper.TaskFacts:
             calibration=len(splits.calibration), validation=len(splits.validation), test=len(splits.test)
         ),
         labels=run.task.labels,
+        type=run.recipe.task.type,
     )
 
 
@@ -144,13 +155,14 @@ def _quality(run: Run) -> paper.Quality:
             dense=quality.dense,
             pruned=quality.pruned,
             recovered=quality.recovered,
-            onnx={run.exports.pruned.variant: quality.onnx},
+            onnx={} if quality.onnx is None else {run.exports.pruned.variant: quality.onnx},
         ),
         difference=quality.comparison.difference,
         ci_low=quality.comparison.low,
         ci_high=quality.comparison.high,
         p_value=quality.comparison.p_value,
         agreement=quality.comparison.agreement,
+        drop=quality.comparison.drop,
         labels={name: labels[index] for index, name in enumerate(run.task.labels)},
     )
 
@@ -210,13 +222,16 @@ def _training(run: Run) -> paper.Training | None:
     if done is None:
         return None
     before, after = done.epochs[0], done.epochs[done.best]
+    # Losses come with their sign turned, since of epochs the highest metric is the best.
+    metric, sign = (run.task.metric, 1) if run.task.classifies else ("loss", -1)
     return paper.Training(
         epochs=len(done.epochs) - 1,
         best_epoch=done.best,
         trained=run.recipe.recovery.train,
         examples=run.recovered.examples,
-        validation_before=before.metric,
-        validation_after=after.metric,
+        metric=metric,
+        validation_before=sign * before.metric,
+        validation_after=sign * after.metric,
         loss_before=before.loss,
         loss_after=after.loss,
     )
@@ -232,9 +247,10 @@ def _stage(record: StageRecord) -> paper.Stage:
 
 def _verdict(run: Run) -> paper.Verdict:
     demand = run.recipe.demand
-    reasons = failed_promises(
-        demand, run.plan, run.exports.dense, run.exports.pruned, run.latency, run.quality.comparison
-    )
+    reasons = unmet_plan(run.plan)
+    if run.task.is_exported:
+        reasons += failed_files(demand, run.plan, run.exports, run.latency)
+    reasons += too_wrong(demand, run.task.metric, run.quality.comparison)
     return paper.Verdict(
         ok=not reasons,
         reasons=reasons,

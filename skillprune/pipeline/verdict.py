@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from skillprune.benchmark import Latency
 from skillprune.evaluation import Comparison
 from skillprune.export import OnnxArtifact
+from skillprune.pipeline.results import Exports
 from skillprune.planning import PruningPlan
 from skillprune.recipe import DemandSpec
 
@@ -14,23 +15,29 @@ SPEEDUP_TOLERANCE = 0.05
 """Share by which a measured speed-up may stay behind the one that was planned for."""
 
 
-def failed_promises(
-    demand: DemandSpec,
-    plan: PruningPlan,
-    dense: OnnxArtifact,
-    pruned: OnnxArtifact,
-    latency: Latency,
-    comparison: Comparison,
-) -> tuple[str, ...]:
-    """One sentence per demand or check that does not hold; empty when all is well."""
+def unmet_plan(plan: PruningPlan) -> tuple[str, ...]:
+    """Why the plan is not what was asked for."""
+    return () if plan.unmet is None else (plan.unmet,)
+
+
+def failed_files(demand: DemandSpec, plan: PruningPlan, exports: Exports, latency: Latency) -> tuple[str, ...]:
+    """One sentence per demand or check of ONNX files that does not hold."""
+    variant = exports.pruned.variant
     return (
-        *(() if plan.unmet is None else (plan.unmet,)),
-        *_not_smaller(plan, dense, pruned),
+        *_not_smaller(plan, exports.dense, exports.pruned),
         *_restless(latency),
-        *_slower_than_planned(plan, pruned.variant, latency),
-        *_too_slow(demand, pruned.variant, latency),
-        *_too_wrong(demand, comparison),
+        *_slower_than_planned(plan, variant, latency),
+        *_too_slow(demand, variant, latency),
     )
+
+
+def too_wrong(demand: DemandSpec, metric: str, comparison: Comparison) -> tuple[str, ...]:
+    """Whether the test metric is worse than the demand allows."""
+    # Differences of shares of the same test set are multiples of 1/n; rounding noise must not fail an exact demand.
+    if demand.max_drop is None or comparison.drop <= demand.max_drop + 1e-12:
+        return ()
+    unit = {"perplexity": " times the dense model's", "loss": " nats per token"}.get(metric, "")
+    return (f"the test {metric} is worse by {comparison.drop:.4f}{unit}; at most {demand.max_drop:g} was allowed",)
 
 
 def _not_smaller(plan: PruningPlan, dense: OnnxArtifact, pruned: OnnxArtifact) -> Sequence[str]:
@@ -70,10 +77,3 @@ def _slower_than_planned(plan: PruningPlan, variant: str, latency: Latency) -> S
     if slowest >= (1 - SPEEDUP_TOLERANCE) * asked:
         return ()
     return (f"a speed-up of {asked:g} was planned, {slowest:.3f} was measured",)
-
-
-def _too_wrong(demand: DemandSpec, comparison: Comparison) -> Sequence[str]:
-    # Differences of shares of the same test set are multiples of 1/n; rounding noise must not fail an exact demand.
-    if demand.max_drop is None or -comparison.difference <= demand.max_drop + 1e-12:
-        return ()
-    return (f"the test metric falls by {-comparison.difference:.4f}; at most {demand.max_drop:g} was allowed",)

@@ -31,7 +31,7 @@ from skillprune.recipe.stages import (
     RepairSpec,
     ScoringSpec,
 )
-from skillprune.recipe.task import TaskSpec
+from skillprune.recipe.task import EXPORTED_TYPES, TaskSpec
 
 
 class Recipe(Spec):
@@ -93,6 +93,20 @@ class Recipe(Spec):
                 "per-layer, padded or auto_map, or auto"
             )
         return checkpoint
+
+    @field_validator("plan", "demand")
+    @classmethod
+    def _can_be_timed(cls, section: PlanSpec | DemandSpec, info: ValidationInfo) -> PlanSpec | DemandSpec:
+        task = info.data.get("task")
+        if task is None or task.is_exported:
+            return section
+        field = "speedup" if isinstance(section, PlanSpec) else "min_speedup"
+        if getattr(section, field) is not None:
+            raise ValueError(
+                f"{field} needs models that are exported and timed, which are those of {' and '.join(EXPORTED_TYPES)}; "
+                f"a {task.type} model is only made smaller"
+            )
+        return section
 
     @model_validator(mode="wrap")
     @classmethod

@@ -148,8 +148,8 @@ class PlanSpec(Spec):
     )
     max_drop: Annotated[StrictFloat, Field(ge=0)] | None = Field(
         default=None,
-        description="Smallest model whose metric on validation falls by no more than this, with one standard error "
-        "to spare.",
+        description="Smallest model whose metric on validation gets worse by no more than this, with one standard "
+        "error to spare: shares fall by so much, `loss` rises by so many nats, `perplexity` by such a share of itself.",
         examples=[0.01],
     )
     allocation: Literal["uniform", "global", "sensitivity"] = Field(
@@ -254,5 +254,9 @@ class DemandSpec(Spec):
         default=None, description="Speed-up over the dense model that every shape must reach.", examples=[1.3]
     )
     max_drop: Annotated[StrictFloat, Field(ge=0)] | None = Field(
-        default=None, description="Largest drop of the metric on the test split, as a share of 1.", examples=[0.02]
+        default=None,
+        description="How much worse the metric may be on the test split: shares (`accuracy`, `macro_f1`, "
+        "`exact_match`) may fall by so much, `loss` may rise by so many nats per token, `perplexity` by such a share "
+        "of itself.",
+        examples=[0.02],
     )

@@ -11,13 +11,17 @@ from skillprune.recipe.inputs import DataField
 from skillprune.recipe.template import check_template
 
 TaskType = Literal["text-classification", "masked-lm", "causal-lm", "language-modeling", "seq2seq"]
-Metric = Literal["accuracy", "macro_f1", "loss"]
+Metric = Literal["accuracy", "macro_f1", "loss", "perplexity", "exact_match"]
+
+#: Kinds whose models are exported to ONNX and timed.
+EXPORTED_TYPES = ("text-classification",)
 
 #: Kinds whose classes are words that a language model predicts after a template.
 PROMPT_TYPES = ("masked-lm", "causal-lm")
 #: Kinds without classes, judged by the loss of the text itself.
 GENERATIVE_TYPES = ("language-modeling", "seq2seq")
 
+_METRICS = {"language-modeling": ("loss", "perplexity"), "seq2seq": ("loss", "perplexity", "exact_match")}
 _EXAMPLES = {"masked-lm": "{text} It was {mask}.", "causal-lm": "{text} The sentiment is"}
 
 
@@ -117,7 +121,9 @@ class TaskSpec(Spec):
         default=None,
         validate_default=True,
         description="What quality is measured by: `accuracy` or `macro_f1` where there are classes; elsewhere `loss`, "
-        "the mean loss per target token, lower is better. Null is `accuracy` or `loss`.",
+        "the mean loss per target token in nats, or `perplexity`, its exponential, of which lower is better; for "
+        "`seq2seq` also `exact_match`, the share of targets that greedy decoding writes exactly. Null is `accuracy` or "
+        "`loss`.",
     )
     max_length: Annotated[StrictInt, Field(ge=1)] = Field(
         default=128,
@@ -180,10 +186,15 @@ class TaskSpec(Spec):
     @classmethod
     def _fits_the_kind(cls, metric: str, info: ValidationInfo) -> str:
         kind = info.data.get("type")
-        if kind is not None and (metric == "loss") != (kind in GENERATIVE_TYPES):
-            fitting = "loss" if kind in GENERATIVE_TYPES else "accuracy or macro_f1"
-            raise ValueError(f"does not fit {kind}; should be {fitting}")
+        fitting = _METRICS.get(str(kind), ("accuracy", "macro_f1"))
+        if kind is not None and metric not in fitting:
+            raise ValueError(f"does not fit {kind}; should be {', '.join(fitting[:-1])} or {fitting[-1]}")
         return metric
+
+    @property
+    def is_exported(self) -> bool:
+        """Whether models of this kind are exported to ONNX and timed."""
+        return self.type in EXPORTED_TYPES
 
 
 def _prompt_kind(key: str, value: object, info: ValidationInfo) -> str | None:

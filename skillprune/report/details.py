@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import groupby
 
-from skillprune.report import facts, wording
+from skillprune.report import facts, metrics, wording
 from skillprune.report.schema import Report
 from skillprune.report.sections import StackWidths
 
@@ -80,8 +80,10 @@ def recovery(report: Report) -> str:
     parts = []
     if (training := report.recovery) is not None:
         what = "all parameters" if training.trained == "all" else "the kept FFN neurons"
-        name = f"{wording.metric_name(report.quality.metric)} on validation"
-        before, after = (wording.percent(value) for value in (training.validation_before, training.validation_after))
+        metric = training.metric or report.quality.metric
+        name = f"{wording.metric_name(metric)} on validation"
+        found = (training.validation_before, training.validation_after)
+        before, after = (metrics.value(metric, value) for value in found)
         losses = [wording.significant(value) for value in (training.loss_before, training.loss_after)]
         text = (
             f"Trained {what} on {training.examples} examples to answer as the dense model does. Of {training.epochs} "

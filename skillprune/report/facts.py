@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from skillprune.report import wording
+from skillprune.report import metrics, wording
 from skillprune.report.loading import Form
 from skillprune.report.schema import Report
 from skillprune.report.sections import Artifact, Demand, LatencyRow, StackWidths
@@ -16,9 +16,14 @@ READABLE_WIDTH = 0.02
 """Widest interval of the difference, as a fraction, that still tells something when no drop was demanded."""
 
 
+def best_variant(report: Report) -> str | None:
+    """Name of the chosen variant; none where nothing is exported."""
+    return None if report.best is None else report.best.variant
+
+
 def headline_rows(report: Report) -> tuple[LatencyRow, ...]:
     """The pruned model's rows for the chosen variant, one per shape."""
-    return tuple(row for row in report.latency if row.subject == "pruned" and row.variant == report.best.variant)
+    return tuple(row for row in report.latency if row.subject == "pruned" and row.variant == best_variant(report))
 
 
 def dense_row(report: Report, row: LatencyRow) -> LatencyRow | None:
@@ -31,7 +36,7 @@ def dense_row(report: Report, row: LatencyRow) -> LatencyRow | None:
 
 def best_artifact(report: Report) -> Artifact | None:
     """The chosen variant's file, if it was exported."""
-    return next((artifact for artifact in report.artifacts if artifact.variant == report.best.variant), None)
+    return next((artifact for artifact in report.artifacts if artifact.variant == best_variant(report)), None)
 
 
 def checkpoint_value(report: Report) -> float:
@@ -42,7 +47,13 @@ def checkpoint_value(report: Report) -> float:
 
 def shipped_value(report: Report) -> float:
     """The test metric of the chosen ONNX file, of the checkpoint when there is no such file."""
-    return report.quality.test.onnx.get(report.best.variant, checkpoint_value(report))
+    onnx = report.quality.test.onnx
+    return checkpoint_value(report) if report.best is None else onnx.get(report.best.variant, checkpoint_value(report))
+
+
+def shipped(report: Report) -> str:
+    """What the numbers of quality are of."""
+    return "checkpoint" if report.best is None else "ONNX file"
 
 
 def is_uniform(stack: StackWidths) -> bool:
@@ -68,7 +79,8 @@ def speed_with_interval(row: LatencyRow) -> str:
 
 def verdict_line(report: Report) -> str:
     """One line: what was demanded, whether it was met, why not, and the two numbers that matter."""
-    demanded, measured = _demanded(report.verdict.demand), f"Measured: {_measured(report)}."
+    demanded = _demanded(report.verdict.demand, report.quality.metric)
+    measured = f"Measured: {_measured(report)}."
     reasons = "; ".join(wording.plain(reason).rstrip(".") for reason in report.verdict.reasons)
     if report.verdict.ok and demanded:
         return f"**Met.** Demanded: {demanded}. {measured}"
@@ -89,7 +101,7 @@ def not_faster(report: Report) -> str | None:
 
 def cautions(report: Report) -> Iterator[str]:
     """Everything a reader must know before believing the headline, most important first."""
-    if not headline_rows(report):
+    if report.best is not None and not headline_rows(report):
         yield "No speed was measured for the chosen variant."
     if sentence := not_faster(report):
         yield sentence
@@ -118,18 +130,21 @@ def _shape(row: LatencyRow) -> tuple[int, int]:
     return row.batch, row.sequence
 
 
-def _demanded(demand: Demand) -> str:
+def _demanded(demand: Demand, metric: str) -> str:
     parts = []
     if demand.min_speedup is not None:
         parts.append(f"at least {wording.ratio(demand.min_speedup)} at every shape")
     if demand.max_drop is not None:
-        parts.append(f"at most {wording.points(demand.max_drop, sign=False)} lost on the test set")
+        parts.append(f"at most {metrics.drop(metric, demand.max_drop)} lost on the test set")
     return " and ".join(parts)
 
 
 def _measured(report: Report) -> str:
     quality = report.quality
-    lost = f"{wording.metric_name(quality.metric)} {wording.points(quality.difference)}"
+    dense, found = quality.test.dense, quality.test.dense + quality.difference
+    lost = f"{wording.metric_name(quality.metric)} {metrics.change(quality.metric, dense, found)}"
+    if report.best is None:
+        return lost
     compared = [row for row in headline_rows(report) if row.speedup is not None]
     if not compared:
         return f"{lost}, no speed"
@@ -157,14 +172,15 @@ def _faster_than_asked(report: Report) -> Iterator[str]:
 
 
 def _too_small(report: Report) -> Iterator[str]:
-    demanded = report.verdict.demand.max_drop
+    demanded, quality = report.verdict.demand.max_drop, report.quality
     limit = READABLE_WIDTH if demanded is None else demanded
-    width = report.quality.ci_high - report.quality.ci_low
+    unit = quality.test.dense if quality.metric == "perplexity" else 1.0
+    width = (quality.ci_high - quality.ci_low) / unit
     if width > limit:
         yield (
             f"The test set ({report.task.splits.test} examples) is too small to tell a drop of "
-            f"{wording.points(limit, sign=False)} from none: the 95 % interval of the difference is "
-            f"{wording.points(width, sign=False)} wide."
+            f"{metrics.drop(quality.metric, limit)} from none: the 95 % interval of the difference is "
+            f"{metrics.drop(quality.metric, width)} wide."
         )
 
 

@@ -6,6 +6,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 Form = Literal["uniform", "per-layer", "padded", "auto_map"]
+Kind = Literal["text-classification", "masked-lm", "causal-lm", "language-modeling", "seq2seq"]
+
+PIPELINES: dict[Kind, str] = {
+    "text-classification": "text-classification",
+    "masked-lm": "fill-mask",
+    "causal-lm": "text-generation",
+    "language-modeling": "text-generation",
+    "seq2seq": "text2text-generation",
+}
+"""Under which name transformers and the hub file models of a kind."""
 
 HEADING = "## How to load it"
 
@@ -51,10 +61,18 @@ _WAYS: dict[Form, _Way] = {
 }
 
 
-def pipeline_code(form: Form, task: str) -> str:
+def loading_code(form: Form, kind: Kind) -> str:
     """The lines that load a checkpoint with its tokenizer, from the directory that ``model/`` is in."""
     way = _WAYS[form]
-    return f'{way.plugin}from transformers import pipeline\nmodel = pipeline("{task}", model="model"{way.option})'
+    if kind == "seq2seq":  # transformers 5 has no pipeline for it
+        return (
+            f"{way.plugin}from transformers import AutoModelForSeq2SeqLM, AutoTokenizer\n"
+            f'tokenizer = AutoTokenizer.from_pretrained("model")\n'
+            f'model = AutoModelForSeq2SeqLM.from_pretrained("model"{way.option})\n'
+            'written = model.generate(**tokenizer("a text", return_tensors="pt"), max_new_tokens=50)'
+        )
+    name = PIPELINES[kind]
+    return f'{way.plugin}from transformers import pipeline\nmodel = pipeline("{name}", model="model"{way.option})'
 
 
 def class_code(form: Form, loader: str, directory: str) -> str:

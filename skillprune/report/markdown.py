@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from skillprune.report import details, facts, wording
-from skillprune.report.loading import pipeline_code
+from skillprune.report import details, facts, metrics, wording
+from skillprune.report.loading import loading_code
 from skillprune.report.schema import Report
 
 
@@ -16,16 +16,23 @@ def render_markdown(report: Report) -> str:
         ("What you get", _gains(report)),
         ("How to load it", _loading(report)),
         ("Widths", details.widths(report)),
-        ("Skill neurons", details.skills(report)),
+        *([("Skill neurons", details.skills(report))] if report.task.labels else []),
         ("Repair", details.repair(report)),
         *([("Recovery", details.recovery(report))] if report.recovery or report.prompts else []),
-        ("Files", details.artifacts(report)),
-        ("Latency", details.latency(report)),
-        ("A/A controls", details.controls(report)),
+        *(_exported(report) if report.best is not None else []),
         ("Environment", details.environment(report)),
         ("Stages", details.stages(report)),
     ]
     return "\n\n".join(f"## {title}\n\n{body}" if title else body for title, body in sections) + "\n"
+
+
+def _exported(report: Report) -> list[tuple[str, str]]:
+    """What there is to say of ONNX files."""
+    return [
+        ("Files", details.artifacts(report)),
+        ("Latency", details.latency(report)),
+        ("A/A controls", details.controls(report)),
+    ]
 
 
 def render_summary(report: Report) -> str:
@@ -44,15 +51,18 @@ def _gains(report: Report) -> str:
     rows = [*_size_rows(report), *_quality_rows(report), *_speed_rows(report)]
     quality = report.quality
     where = f"{report.task.splits.test} test examples"
-    between = wording.points_interval(quality.ci_low, quality.ci_high)
+    between = metrics.interval(quality.metric, quality.ci_low, quality.ci_high)
     note = (
-        f"Difference of the shipped file from the dense model on {where}: {wording.points(quality.difference)}, "
+        f"Difference of the shipped {facts.shipped(report).removeprefix('ONNX ')} from the dense model on {where}: "
+        f"{metrics.difference(quality.metric, quality.difference)}, "
         f"95 % interval {between}, paired, {wording.p_value(quality.p_value)}."
     )
     if quality.agreement is not None:
         note += f" Both answer alike on {wording.percent(quality.agreement)} of them."
-    why = wording.plain(report.best.why).rstrip(".")
-    best = f"{facts.treatment(report)} Shipped variant: {wording.plain(report.best.variant)} ({why})."
+    best = facts.treatment(report)
+    if report.best is not None:
+        why = wording.plain(report.best.why).rstrip(".")
+        best += f" Shipped variant: {wording.plain(report.best.variant)} ({why})."
     return f"{wording.table(['', 'dense', 'pruned', 'change'], rows)}\n\n{note}\n\n{best}"
 
 
@@ -72,12 +82,13 @@ def _size_rows(report: Report) -> Iterator[list[str]]:
 
 def _quality_rows(report: Report) -> Iterator[list[str]]:
     name, test = wording.metric_name(report.quality.metric), report.quality.test
-    values = [("ONNX file", facts.shipped_value(report)), ("checkpoint", facts.checkpoint_value(report))]
+    metric = report.quality.metric
+    values = {facts.shipped(report): facts.shipped_value(report), "checkpoint": facts.checkpoint_value(report)}
     if test.recovered is not None:
-        values.append(("checkpoint before training", test.pruned))
-    for what, value in values:
-        change = wording.points(value - test.dense)
-        yield [f"{name} on test, {what}", wording.percent(test.dense), wording.percent(value), change]
+        values["checkpoint before training"] = test.pruned
+    for what, value in values.items():
+        cells = [metrics.value(metric, test.dense), metrics.value(metric, value)]
+        yield [f"{name} on test, {what}", *cells, metrics.change(metric, test.dense, value)]
 
 
 def _speed_rows(report: Report) -> Iterator[list[str]]:
@@ -89,7 +100,9 @@ def _speed_rows(report: Report) -> Iterator[list[str]]:
 
 
 def _loading(report: Report) -> str:
-    code = pipeline_code(facts.checkpoint_format(report), report.task.type)
+    code = loading_code(facts.checkpoint_format(report), report.task.type)
+    if report.best is None:
+        return f"```python\n{code}\n```\n\nPaths are relative to this file's directory."
     file = facts.best_artifact(report)
     onnx = "No ONNX file was exported." if file is None else f"ONNX file: {wording.plain(file.path)}"
     return f"```python\n{code}\n```\n\n{onnx} (paths are relative to this file's directory)."

@@ -8,12 +8,12 @@ from typing import Any
 
 import yaml
 
-from skillprune.report import facts, wording
+from skillprune.report import facts, metrics, wording
 from skillprune.report.details import widths
-from skillprune.report.loading import loading_section, pipeline_code
+from skillprune.report.loading import PIPELINES, loading_code, loading_section
 from skillprune.report.schema import Report
 
-HUB_METRICS = {"accuracy": "accuracy", "macro_f1": "f1"}
+HUB_METRICS = {"accuracy": "accuracy", "macro_f1": "f1", "perplexity": "perplexity", "exact_match": "exact_match"}
 """Names under which the hub files our metrics."""
 
 
@@ -24,7 +24,7 @@ def render_model_card(report: Report) -> str:
     parts = [
         _front_matter(report),
         title,
-        loading_section(form, pipeline_code(form, report.task.type)),
+        loading_section(form, loading_code(form, report.task.type)),
         f"## What was removed\n\n{_removed(report)}",
         f"## What was measured\n\n{_measured(report)}",
         f"## How it was measured\n\n{_method(report)}",
@@ -41,7 +41,7 @@ def _source_name(report: Report) -> str:
 def _front_matter(report: Report) -> str:
     fields: dict[str, Any] = {
         "library_name": "transformers",
-        "pipeline_tag": report.task.type,
+        "pipeline_tag": PIPELINES[report.task.type],
         "tags": ["skillprune", "pruned"],
         "metrics": [_hub_metric(report)],
     }
@@ -58,7 +58,7 @@ def _result(report: Report) -> dict[str, Any]:
         "value": facts.checkpoint_value(report),
     }
     return {
-        "task": {"type": report.task.type},
+        "task": {"type": PIPELINES[report.task.type]},
         "dataset": {"name": report.task.name, "type": report.task.name, "split": "test"},
         "metrics": [metric],
     }
@@ -86,20 +86,19 @@ def _removed(report: Report) -> str:
 def _measured(report: Report) -> str:
     quality, test = report.quality, report.quality.test
     name = wording.metric_name(quality.metric)
-    rows = [[f"{name}, dense", wording.percent(test.dense)]]
-    rows.append([f"{name}, this checkpoint", wording.percent(facts.checkpoint_value(report))])
+    values = {"dense": test.dense, "this checkpoint": facts.checkpoint_value(report)}
     if test.recovered is not None:
-        rows.append([f"{name}, before training", wording.percent(test.pruned)])
-    rows.extend(
-        [f"{name}, ONNX {wording.plain(variant)}", wording.percent(value)] for variant, value in test.onnx.items()
-    )
+        values["before training"] = test.pruned
+    values |= {f"ONNX {wording.plain(variant)}": value for variant, value in test.onnx.items()}
+    rows = [[f"{name}, {what}", metrics.value(quality.metric, value)] for what, value in values.items()]
     rows.extend(
         [f"speed-up at {wording.shape(row.batch, row.sequence)}", facts.speed_with_interval(row)]
         for row in facts.headline_rows(report)
     )
     difference = (
-        f"Difference of the shipped ONNX file from the dense model: {wording.points(quality.difference)}, "
-        f"95 % interval {wording.points_interval(quality.ci_low, quality.ci_high)}, "
+        f"Difference of the shipped {facts.shipped(report)} from the dense model: "
+        f"{metrics.difference(quality.metric, quality.difference)}, "
+        f"95 % interval {metrics.interval(quality.metric, quality.ci_low, quality.ci_high)}, "
         f"{wording.p_value(quality.p_value)}."
     )
     return f"{wording.table(['', 'value'], rows)}\n\n{difference}"
@@ -107,17 +106,10 @@ def _measured(report: Report) -> str:
 
 def _method(report: Report) -> str:
     splits, env = report.task.splits, report.environment
-    settings = {
-        f"{wording.plain(row.runtime)} {wording.plain(row.provider)}, {row.threads} threads, {row.rounds} rounds"
-        for row in facts.headline_rows(report)
-    }
     quality = (
         f"Quality: {splits.test} test examples, read once; {splits.calibration} calibration and {splits.validation} "
-        "validation examples are other ones. The interval is paired, the p-value is McNemar's exact test."
-    )
-    speed = (
-        "Speed is that of the exported ONNX file, not of this PyTorch checkpoint: dense fp32 against pruned "
-        f"{wording.plain(report.best.variant)}, rounds interleaved, batch x tokens, 95 % intervals"
+        "validation examples are other ones. The interval is paired, the p-value is "
+        f"{metrics.test(report.quality.metric)}."
     )
     machine = (
         f"Machine: {wording.plain(env.cpu)}, {env.cores} cores, GPU {wording.plain(env.gpu or 'none')}, "
@@ -125,7 +117,21 @@ def _method(report: Report) -> str:
         f"onnxruntime {wording.plain(env.onnxruntime)}."
     )
     made = f"Made by skillprune {wording.plain(report.skillprune_version)}, seed {report.seed}."
-    return _bullets([quality, "; ".join([speed, *sorted(settings)]) + ".", machine, made])
+    return _bullets([quality, *_timing(report), machine, made])
+
+
+def _timing(report: Report) -> Iterator[str]:
+    if report.best is None:
+        return
+    settings = {
+        f"{wording.plain(row.runtime)} {wording.plain(row.provider)}, {row.threads} threads, {row.rounds} rounds"
+        for row in facts.headline_rows(report)
+    }
+    speed = (
+        "Speed is that of the exported ONNX file, not of this PyTorch checkpoint: dense fp32 against pruned "
+        f"{wording.plain(report.best.variant)}, rounds interleaved, batch x tokens, 95 % intervals"
+    )
+    yield "; ".join([speed, *sorted(settings)]) + "."
 
 
 def _limits(report: Report) -> Iterator[str]:
@@ -133,7 +139,8 @@ def _limits(report: Report) -> Iterator[str]:
     if not report.verdict.ok:
         yield facts.verdict_line(report)
     yield f"Only {wording.plain(report.task.name)} was measured; expect more loss on other tasks, domains or languages."
-    yield "Speed-ups hold for the machine and the shapes above; measure again on other processors, threads or shapes."
+    if report.best is not None:
+        yield "Speed-ups hold for the machine and the shapes above; measure again on others."
     yield "Bias and robustness were not measured; pruning can hurt rare classes more than the average shows."
     yield "Licence and intended use are those of the model it was made from."
 

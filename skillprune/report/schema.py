@@ -41,7 +41,7 @@ class Report(Section):
     scoring: Scoring = Field(description="How neurons were ranked.")
     quality: Quality = Field(description="What it cost on the test split.")
     artifacts: tuple[Artifact, ...] = Field(description="Exported files of the pruned model.")
-    best: Best = Field(description="The variant chosen, and why.")
+    best: Best | None = Field(description="The variant chosen, and why; null where nothing is exported.")
     latency: tuple[LatencyRow, ...] = Field(description="Measured times, one row per subject, variant and shape.")
     controls: tuple[ControlRow, ...] = Field(description="The identical-pair (A/A) control of every shape.")
     repair: dict[str, tuple[LayerRepair, ...]] = Field(description="Reconstruction errors per layer, by stack name.")

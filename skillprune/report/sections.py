@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from skillprune.report.loading import Form
+from skillprune.report.loading import Form, Kind
 
 Count = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
@@ -97,12 +97,10 @@ class TaskFacts(Section):
     """The task that the model was pruned for."""
 
     name: str = Field(description="Name of the data.")
-    metric: str = Field(description="Metric the recipe asked for: accuracy or macro_f1.")
+    metric: str = Field(description="Metric the recipe asked for: accuracy, macro_f1, exact_match, loss or perplexity.")
     splits: SplitSizes = Field(description="Examples per split.")
-    labels: tuple[str, ...] = Field(description="Label names in id order.")
-    type: Literal["text-classification"] = Field(
-        default="text-classification", description="Kind of task, which is also its pipeline. Additional, optional."
-    )
+    labels: tuple[str, ...] = Field(description="Label names in id order; empty where the task has no classes.")
+    type: Kind = Field(default="text-classification", description="Kind of task. Additional, optional.")
 
 
 class Scoring(Section):
@@ -118,12 +116,16 @@ class Scoring(Section):
 
 
 class MetricValues(Section):
-    """The metric on the test split, as a fraction, for each form of the model."""
+    """The metric on the test split for each form of the model: a fraction, nats per token, or a perplexity."""
 
-    dense: Share = Field(description="Before pruning.")
-    pruned: Share = Field(description="Pruned and repaired, without training, in PyTorch.")
-    recovered: Share | None = Field(default=None, description="After recovery training, in PyTorch; null without it.")
-    onnx: dict[str, Share] = Field(description="The exported pruned model in ONNX Runtime, by variant.")
+    dense: NonNegative = Field(description="Before pruning.")
+    pruned: NonNegative = Field(description="Pruned and repaired, without training, in PyTorch.")
+    recovered: NonNegative | None = Field(
+        default=None, description="After recovery training, in PyTorch; null without it."
+    )
+    onnx: dict[str, NonNegative] = Field(
+        description="The exported pruned model in ONNX Runtime, by variant; empty where models are not exported."
+    )
 
 
 class ExpectedTime(Section):
@@ -147,14 +149,26 @@ class Planned(Section):
 class Quality(Section):
     """What pruning cost on the test split."""
 
-    metric: str = Field(description="Metric of every value here, a fraction between 0 and 1.")
+    metric: str = Field(
+        description="Metric of every value here: a fraction, of which higher is better, or loss or perplexity, of "
+        "which lower is better."
+    )
     test: MetricValues = Field(description="The metric on the test split.")
     difference: float = Field(
-        description="Shipped ONNX file (the best variant) minus dense, a fraction; negative is worse."
+        description="What is shipped (the best variant's ONNX file, else the checkpoint) minus dense, in the metric's "
+        "unit."
     )
-    ci_low: float = Field(description="Lower end of the paired 95 % interval of the difference, a fraction.")
-    ci_high: float = Field(description="Upper end of the paired 95 % interval of the difference, a fraction.")
-    p_value: Share = Field(description="Exact McNemar test, dense against shipped, right against wrong answers.")
+    ci_low: float = Field(description="Lower end of the paired 95 % interval of the difference.")
+    ci_high: float = Field(description="Upper end of the paired 95 % interval of the difference.")
+    p_value: Share = Field(
+        description="Exact McNemar test of right against wrong answers, dense against shipped; of losses, Wilcoxon's "
+        "signed-rank test."
+    )
+    drop: float | None = Field(
+        default=None,
+        description="How much worse what is shipped is, in the unit of max_drop; negative is better. Additional, "
+        "optional.",
+    )
     agreement: Share | None = Field(
         default=None, description="Share of test examples that both models answer alike. Additional, optional."
     )
@@ -243,8 +257,11 @@ class Training(Section):
         description="What was trained: all parameters, or the kept FFN neurons alone."
     )
     examples: Count = Field(description="Examples it was trained on.")
-    validation_before: float = Field(description="Metric on validation before training, a fraction.")
-    validation_after: float = Field(description="Metric on validation of the best epoch, a fraction.")
+    metric: str | None = Field(
+        default=None, description="What validation was measured by; null: the task's metric. Additional, optional."
+    )
+    validation_before: float = Field(description="Metric on validation before training.")
+    validation_after: float = Field(description="Metric on validation of the best epoch.")
     loss_before: NonNegative = Field(description="Distillation loss on validation before training.")
     loss_after: NonNegative = Field(description="Distillation loss on validation of the best epoch.")
 
@@ -273,7 +290,9 @@ class Demand(Section):
         description="The lower end of the best variant's speed-up interval must reach this at every shape.",
     )
     max_drop: NonNegative | None = Field(
-        default=None, description="The test metric of the shipped ONNX file may fall by at most this fraction."
+        default=None,
+        description="How much worse the test metric of what is shipped may be: a fraction, nats, or a share of the "
+        "dense model's perplexity.",
     )
 
 
