@@ -67,9 +67,11 @@ def targets_of(texts: Sequence[Sequence[int]]) -> Tensor:
     return torch.tensor([[*text, *[NO_TARGET] * (longest - len(text))] for text in texts])
 
 
-def test_an_exact_match_is_the_whole_text_that_greedy_decoding_writes() -> None:
+@pytest.mark.parametrize("ends_with", [END, [END, 58]])
+def test_an_exact_match_is_the_whole_text_that_greedy_decoding_writes(ends_with: int | list[int]) -> None:
     """One text ends, and matches as a whole only; the others go on and match nothing that ends."""
     model = tiny_bart(seed=5)
+    model.generation_config.eos_token_id = ends_with
     (batch, *_) = batches_for("bart")
     rows = [batch.inputs[name].split(1) for name in ("input_ids", "attention_mask")]
     texts = [greedy(model, *row, 6) for row in zip(*rows, strict=True)]

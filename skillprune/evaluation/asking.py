@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -106,25 +107,35 @@ def _lose_split(subject: TaskModel, batches: Sequence[Batch], what: str, progres
 
 
 def _write_split(subject: TaskModel, batches: Sequence[Batch], what: str, progress: Progress) -> Predictions:
-    """Greedy decoding, to one token beyond the longest target: who has not stopped by then is wrong."""
+    """Greedy decoding, to one token beyond the longest target: who has not stopped by then is wrong.
+
+    Whatever else the checkpoint's generation config asks for, such as a first token, it gets.
+    """
     total, model = sum(map(len, batches)), subject.model
     wanted, written = np.zeros(total, np.int64), np.zeros(total, np.int64)
+    ends = _ends_of(model)
     for batch in track(batches, what, progress):
         assert batch.targets is not None  # texts to write have targets
         there = subject.prepare(batch).inputs
         read = {name: there[name] for name in there if not name.startswith("decoder_")}
         generate: Any = model.generate
         tokens = generate(**read, max_new_tokens=batch.targets.shape[1] + 1, do_sample=False, num_beams=1)
-        end = model.config.eos_token_id
         for index, right, text in zip(
             batch.indices.tolist(), batch.targets.tolist(), tokens[:, 1:].tolist(), strict=True
         ):
-            wanted[index] = _number_of([token for token in right if token != NO_TARGET], end)
-            written[index] = _number_of(text, end)
+            wanted[index] = _number_of([token for token in right if token != NO_TARGET], ends)
+            written[index] = _number_of(text, ends)
     return Predictions(wanted, written)
 
 
-def _number_of(tokens: Sequence[int], end: int | None) -> int:
-    """A number that stands for the text before the end, the same on every machine."""
-    kept = list(tokens[: tokens.index(end)] if end in tokens else tokens)
+def _ends_of(model: PreTrainedModel) -> frozenset[int]:
+    """Tokens that end a text; some checkpoints have several."""
+    generation = model.generation_config
+    found = model.config.eos_token_id if generation is None else generation.eos_token_id
+    return frozenset(found if isinstance(found, list) else [] if found is None else [found])
+
+
+def _number_of(tokens: Sequence[int], ends: frozenset[int]) -> int:
+    """A number that stands for the text before its end, the same on every machine."""
+    kept = list(takewhile(lambda token: token not in ends, tokens))
     return int.from_bytes(blake2b(np.array(kept, np.int64).tobytes(), digest_size=7).digest(), "little")

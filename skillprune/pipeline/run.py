@@ -82,7 +82,8 @@ class Run:
             assert self.scores
 
     def _prepare(self, recipe: Recipe, cache: bool) -> None:
-        check_provider(recipe.benchmark.provider)
+        if recipe.task.is_exported:
+            check_provider(recipe.benchmark.provider)
         self.source = load_source(
             recipe.model,
             task_type=recipe.task.type,

@@ -17,7 +17,7 @@ from skillprune.checkpoint import read_record
 from skillprune.pipeline.directory import StageRecord, write_text
 from skillprune.pipeline.results import Exports
 from skillprune.pipeline.run import Run
-from skillprune.pipeline.verdict import unmet_plan, failed_files, too_wrong
+from skillprune.pipeline.verdict import failed_files, too_wrong, unmet_plan
 from skillprune.planning import PruningPlan
 from skillprune.repair import LayerError
 
