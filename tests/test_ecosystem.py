@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from runs import LABELS, ROOT, finished, make_model, make_tokenizer, tree
 from torch import Tensor
 from transformers import (
@@ -94,6 +95,14 @@ def test_a_pruned_model_is_trained_with_lora_merged_and_saved(tmp_path: Path) ->
     torch.testing.assert_close(logits(again), trained, atol=1e-5, rtol=1e-4)
 
 
+@pytest.fixture
+def accelerate_reset() -> Iterator[None]:
+    """The Trainer leaves accelerate set up for the whole process; other tests want it as it was."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("accelerate_reset")
 @pytest.mark.parametrize("form", ["per-layer", "padded"])
 def test_the_trainer_takes_a_step_and_what_it_saves_is_loaded_and_converted(tmp_path: Path, form: Written) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(written(tmp_path / "pruned", form), dtype=torch.float32)

@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from skillprune.evaluation.outcomes import METRICS, Outcome
+from skillprune.evaluation.outcomes import SHARES, Outcome
 
 AnyOutcome = TypeVar("AnyOutcome", bound=Outcome)
 
@@ -41,7 +41,7 @@ def drop(metric: str, dense: float, other: float) -> float:
     Shares (accuracy, macro F1, exact match) fall by so much, the loss rises by so many nats per token, and the
     perplexity by such a share of the dense model's.
     """
-    if metric in METRICS:
+    if metric in SHARES:
         return dense - other
     return other / dense - 1 if metric == "perplexity" else other - dense
 

@@ -53,8 +53,8 @@ class Predictions:
         return len(self.labels)
 
     def value(self, metric: str) -> float:
-        """One of `METRICS`, or the share of texts that were written exactly."""
-        return METRICS[metric](self.labels, self.predicted)
+        """One of `SHARES`."""
+        return SHARES[metric](self.labels, self.predicted)
 
     def of(self, rows: Integers) -> Predictions:
         """The answers to some examples."""
@@ -115,12 +115,11 @@ def macro_f1(labels: Integers, predicted: Integers) -> float:
     return float(np.mean(2 * hits[sizes > 0] / sizes[sizes > 0]))
 
 
-METRICS: dict[str, Callable[[Integers, Integers], float]] = {
-    "accuracy": accuracy,
-    "macro_f1": macro_f1,
-    "exact_match": accuracy,
-}
-"""Metrics of right and wrong answers by the name a recipe uses; all are shares, and higher is better."""
+METRICS: dict[str, Callable[[Integers, Integers], float]] = {"accuracy": accuracy, "macro_f1": macro_f1}
+"""Metrics of chosen classes by the name a recipe uses."""
+
+SHARES: dict[str, Callable[[Integers, Integers], float]] = {**METRICS, "exact_match": accuracy}
+"""All metrics between 0 and 1, of which higher is better; a text that was written counts as one of many classes."""
 
 
 def mcnemar(first: Predictions, second: Predictions) -> float:
