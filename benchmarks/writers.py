@@ -28,7 +28,7 @@ from skillprune.recipe import ModelSpec, RepairSpec, TaskSpec
 from skillprune.recovery import RecoverySettings, recover_
 from skillprune.scoring import Provenance, ScoringData, score_neurons, settings_for
 
-EXAMPLES = 2048
+EXAMPLES = 8192
 KEPT = {"stories": (0.75, 0.5), "g2p": (0.5, 0.25)}
 WAYS = (
     ("wanda", "zero", "uniform", "once"),
@@ -40,8 +40,6 @@ WAYS = (
     ("skill", "least_squares", "global", "blockwise"),
 )
 """Criterion, repair, allocation, selection."""
-CHOSEN = WAYS[5]
-"""Best of those with widths that any program loads, on validation."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,8 @@ class Subject:
         round_to: widths are multiples of this.
         batch: texts per batch.
         epochs: what takes at most five minutes on two cores.
-        learning_rate: largest step, the best of ``--search``.
+        learning_rate: largest step.
+        way: how it is pruned, the best of ``--search`` on validation.
     """
 
     model: ModelSpec
@@ -63,6 +62,7 @@ class Subject:
     batch: int
     epochs: int
     learning_rate: float
+    way: tuple[str, str, str, str]
 
 
 def _files(name: str) -> dict[str, Any]:
@@ -77,6 +77,7 @@ SUBJECTS = {
         batch=16,
         epochs=4,
         learning_rate=2e-3,
+        way=WAYS[5],
     ),
     "g2p": Subject(
         ModelSpec(name=str(SHARED / "models" / "g2p-bart"), dtype="float32"),
@@ -91,6 +92,7 @@ SUBJECTS = {
         batch=64,
         epochs=14,
         learning_rate=2e-3,
+        way=WAYS[6],
     ),
 }
 
@@ -115,11 +117,18 @@ def main() -> None:
     section = "recovered" if asked.train else "pruned"
     measure = recovered if asked.train else pruned
     rows = [
-        kept_row(f"writers-{section}-{name}-{keep}-{seed}", lambda n=name, k=keep, s=seed: measure(n, k, s))
+        kept_row(
+            f"writers-{section}-{name}-{keep}-{seed}-{'-'.join(SUBJECTS[name].way)}",
+            lambda n=name, k=keep, s=seed: measure(n, k, s),
+        )
         for name, keep in cases
         for seed in asked.seeds
     ]
-    result = {"way": CHOSEN, "rows": rows, "summary": over_seeds(rows, ("model", "keep_ratio"), "test")}
+    result = {
+        "ways": {name: SUBJECTS[name].way for name in asked.models},
+        "rows": rows,
+        "summary": over_seeds(rows, ("model", "keep_ratio"), "test"),
+    }
     update_result("writers", section, seeds=asked.seeds, result=result)
 
 
@@ -185,13 +194,13 @@ def searched(name: str, keep: float, way: tuple[str, str, str, str]) -> dict[str
 def pruned(name: str, keep: float, seed: int) -> dict[str, Any]:
     """Without training, on test."""
     bench = Bench(name, seed)
-    return _row(bench, name, keep, bench.pruned(keep, CHOSEN)[0])
+    return _row(bench, name, keep, bench.pruned(keep, bench.subject.way)[0])
 
 
 def recovered(name: str, keep: float, seed: int) -> dict[str, Any]:
     """With training, on test; the epoch is chosen by the loss on validation."""
     bench, subject = Bench(name, seed), SUBJECTS[name]
-    model, _ = bench.pruned(keep, CHOSEN)
+    model, _ = bench.pruned(keep, subject.way)
     settings = RecoverySettings(
         epochs=subject.epochs, learning_rate=subject.learning_rate, temperature=1.0, patience=subject.epochs, seed=seed
     )
