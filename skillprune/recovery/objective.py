@@ -1,4 +1,4 @@
-"""What a pruned model is trained towards: the dense model's answers and hidden states; training is left to training.
+"""What a pruned model is trained towards: the dense model's answers and hidden states, and labels where asked for.
 
 Answers: Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv 1503.02531. Hidden states: Jiao et al.,
 "TinyBERT", arXiv 1909.10351, and for pruned models Xia et al., "Structured Pruning Learns Compact and Accurate Models"
@@ -66,6 +66,8 @@ class Distance:
             sides = [ffn.stack.side for ffn in find_ffns(self.student.model) for _ in range(ffn.uses)]
             real = [prepared.mask_of(side) for side in sides]
             loss = loss + self.settings.hidden_weight * hidden_loss(states, wanted, real).to(loss.device)
+        if self.settings.label_weight > 0:
+            loss = loss + self.settings.label_weight * answers.losses().sum() / len(answers.choices())
         return loss, answers
 
 

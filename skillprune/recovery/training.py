@@ -42,7 +42,7 @@ def recover_(
     checkpoint: Path | None = None,
     progress: Progress = silent,
 ) -> Recovery:
-    """Trains the student in place to answer and to compute as the teacher does; no label is learnt from.
+    """Trains the student in place to answer and to compute as the teacher does; labels count only by their weight.
 
     Both compute where they are. The student gets the parameters of its best epoch on validation, which may be those it
     came with: recovery never makes it worse there. The same seed and batches give the same parameters, bit for bit on

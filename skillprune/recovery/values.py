@@ -15,6 +15,8 @@ class RecoverySettings:
         learning_rate: largest step size of AdamW, reached after warm-up.
         hidden_weight: weight of the hidden states beside the answers; 0 looks at the answers only.
         temperature: what logits are divided by before they are compared.
+        label_weight: weight of the cross-entropy of the right answers, mean per answer, beside the teacher's; 0 learns
+            from no label.
         train: whether every parameter that asks for a gradient is trained, or only FFN neurons: their rows of up and
             gate with the biases, and their columns of down. Everything else is frozen then, as in Leng & Xiong,
             arXiv 2407.06488.
@@ -32,6 +34,7 @@ class RecoverySettings:
     patience: int = 2
     precision: Literal["auto", "no", "bf16"] = "auto"
     seed: int = 0
+    label_weight: float = 0.0
 
 
 @dataclass(frozen=True)
