@@ -115,6 +115,19 @@ def test_the_answer_loss_is_the_divergence_on_paper(temperature: float) -> None:
     assert float(answer_loss(ClassAnswers(teacher, labels), ClassAnswers(teacher, labels), temperature)) == 0.0
 
 
+@pytest.mark.parametrize("family", ["bert", "llama", "bart"])
+def test_right_answers_add_their_cross_entropy_per_answer(family: str) -> None:
+    dense = TINY_ALL[family]()
+    student, teacher = put(family, halved(dense)), put(family, dense)
+    batch = batches_for(family)[0]
+    with torch.no_grad():
+        plain, answers = Distance(student, teacher, SETTINGS).on(batch)
+        mixed, _ = Distance(student, teacher, replace(SETTINGS, label_weight=0.5)).on(batch)
+        added = 0.5 * float(answers.losses().sum()) / len(answers.choices())
+    assert added > 0
+    assert float(mixed - plain) == pytest.approx(added, rel=1e-4)
+
+
 def test_tokens_without_a_target_do_not_count_as_answers() -> None:
     student, teacher = torch.randn(2, 2, 4, 5, generator=torch.Generator().manual_seed(0))
     targets = torch.tensor([[1, 2, NO_TARGET, NO_TARGET], [3, NO_TARGET, 0, NO_TARGET]])
