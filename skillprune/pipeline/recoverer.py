@@ -61,6 +61,7 @@ class Recoverer:
             epochs=spec.epochs,
             learning_rate=spec.learning_rate,
             hidden_weight=spec.hidden_weight,
+            label_weight=spec.label_weight,
             temperature=spec.temperature,
             train=spec.train,
             patience=spec.patience,

@@ -59,6 +59,11 @@ class RecoverySpec(Spec):
     temperature: Annotated[StrictFloat, Field(gt=0)] = Field(
         default=2.0, description="What both models' logits are divided by before they are compared."
     )
+    label_weight: Annotated[StrictFloat, Field(ge=0)] = Field(
+        default=0.0,
+        description="Weight of the cross-entropy of the right answers in the loss, for dense models that make many "
+        "mistakes on the train split. 0 learns from no label.",
+    )
     train: Literal["all", "neurons"] = Field(
         default="all",
         description="Which parameters are trained: all of them, or only the kept FFN neurons, everything else frozen.",

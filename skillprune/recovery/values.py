@@ -30,11 +30,11 @@ class RecoverySettings:
     learning_rate: float = 5e-5
     hidden_weight: float = 1.0
     temperature: float = 2.0
+    label_weight: float = 0.0
     train: Literal["all", "neurons"] = "all"
     patience: int = 2
     precision: Literal["auto", "no", "bf16"] = "auto"
     seed: int = 0
-    label_weight: float = 0.0
 
 
 @dataclass(frozen=True)
