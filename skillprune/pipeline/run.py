@@ -313,5 +313,6 @@ class Run:
 
 
 def _files_of(checkpoint: Path) -> list[Path]:
-    """The files without which a checkpoint is none."""
-    return [checkpoint / "config.json", checkpoint / "model.safetensors"]
+    """The files without which a checkpoint is none; large ones come in several files and an index of them."""
+    index = checkpoint / "model.safetensors.index.json"
+    return [checkpoint / "config.json", index if index.exists() else checkpoint / "model.safetensors"]
