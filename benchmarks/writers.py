@@ -2,7 +2,7 @@
 
 ``stories`` is a small Llama judged by its perplexity, ``g2p`` a small BART judged by the words it pronounces without a
 mistake. The seed draws the calibration sample and the order of training. How to prune and how to train was chosen on
-validation, with ``--search``; the test split is read once per row.
+validation, with ``--search`` and ``--search --train``; the test split is read once per row.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ WAYS = (
     ("skill", "least_squares", "global", "blockwise"),
 )
 """Criterion, repair, allocation, selection."""
+LABEL_WEIGHTS = (0.0, 0.5, 1.0, 2.0)
+"""Of the right answers beside the dense model's, in training."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +108,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--search", action="store_true", help="compare ways to prune on validation, first seed")
+    parser.add_argument("--search", action="store_true", help="compare ways on validation, first seed")
     parser.add_argument("--train", action="store_true", help="train what was pruned")
     asked = parser.parse_args()
     cases = [(name, keep) for name in asked.models for keep in KEPT[name]]
+    if asked.search and asked.train:
+        rows = [
+            kept_row(f"writers-training-{name}-{keep}-{weight}", lambda n=name, k=keep, w=weight: taught(n, k, w))
+            for name, keep in cases
+            for weight in LABEL_WEIGHTS
+        ]
+        update_result("writers", "training", seeds=[0], result={"rows": rows})
+        return
     if asked.search:
         rows = [
             kept_row(f"writers-search-{name}-{keep}-{'-'.join(way)}", lambda n=name, k=keep, w=way: searched(n, k, w))
@@ -207,17 +217,31 @@ def pruned(name: str, keep: float, seed: int) -> dict[str, Any]:
     return _row(bench, name, keep, bench.pruned(keep, bench.subject.way)[0])
 
 
+def taught(name: str, keep: float, label_weight: float) -> dict[str, Any]:
+    """One way to train, on validation."""
+    bench, subject = _bench(name, 0), replace(SUBJECTS[name], label_weight=label_weight)
+    model, found = _trained(bench, subject, keep)
+    value = bench.outcome(model, "validation").value(bench.task.metric)
+    return {"model": name, "keep_ratio": keep, "metric": bench.task.metric, "validation": value} | found
+
+
 def recovered(name: str, keep: float, seed: int) -> dict[str, Any]:
     """With training, on test; the epoch is chosen by the loss on validation."""
-    bench, subject = _bench(name, seed), SUBJECTS[name]
+    bench = _bench(name, seed)
+    model, found = _trained(bench, bench.subject, keep)
+    return _row(bench, name, keep, model) | found
+
+
+def _trained(bench: Bench, subject: Subject, keep: float) -> tuple[Any, dict[str, Any]]:
+    """A pruned and trained model, and what its training was like."""
     model, _ = bench.pruned(keep, subject.way)
     settings = RecoverySettings(
         epochs=subject.epochs,
         learning_rate=subject.learning_rate,
         temperature=1.0,
-        patience=subject.epochs,
-        seed=seed,
         label_weight=subject.label_weight,
+        patience=subject.epochs,
+        seed=bench.seed,
     )
     started, computed = monotonic(), process_time()
     done = recover_(
@@ -229,9 +253,12 @@ def recovered(name: str, keep: float, seed: int) -> dict[str, Any]:
         metric="loss",
         progress=every_hundredth(),
     )
-    took = {"seconds": round(monotonic() - started), "cpu_seconds": round(process_time() - computed)}
-    losses = [-epoch.metric for epoch in done.epochs]
-    return _row(bench, name, keep, model) | took | {"settings": asdict(settings), "validation_losses": losses}
+    return model, {
+        "seconds": round(monotonic() - started),
+        "cpu_seconds": round(process_time() - computed),
+        "settings": asdict(settings),
+        "validation_losses": [-epoch.metric for epoch in done.epochs],
+    }
 
 
 def _row(bench: Bench, name: str, keep: float, model: Any) -> dict[str, Any]:
