@@ -96,8 +96,8 @@ SUBJECTS = {
         round_to=16,
         batch=64,
         epochs=20,
-        learning_rate=1e-3,
-        label_weight=0.5,
+        learning_rate=2e-3,
+        label_weight=1.0,
         way=WAYS[6],
     ),
 }

@@ -115,8 +115,8 @@ def test_everything_but_model_and_task_has_its_documented_default(tmp_path: Path
         },
         "repair": {"method": "least_squares", "ridge": None, "sequential": True, "attention": True},
         "recovery": {
-            "epochs": 0, "learning_rate": 5e-5, "hidden_weight": 1.0, "label_weight": 0.0, "temperature": 2.0, "train": "all",
-            "patience": 2, "prompt": False, "data": None,
+            "epochs": 0, "learning_rate": 5e-5, "hidden_weight": 1.0, "label_weight": 0.0, "temperature": 2.0,
+            "train": "all", "patience": 2, "prompt": False, "data": None,
         },
         "checkpoint": {"format": "auto"},
         "export": {"variants": ["fp32"]},

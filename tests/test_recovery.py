@@ -30,6 +30,7 @@ from skillprune.progress import Progress, silent
 from skillprune.recovery import Epoch, Labels, Recovery, RecoverySettings, recover_, train_, training
 from skillprune.recovery import state as recovery_state
 from skillprune.recovery.objective import Distance, answer_loss, hidden_loss
+from skillprune.recovery.teacher import Teacher
 from skillprune.recovery.training import pace
 from skillprune.surgery import record_widths_
 
@@ -121,8 +122,8 @@ def test_right_answers_add_their_cross_entropy_per_answer(family: str) -> None:
     student, teacher = put(family, halved(dense)), put(family, dense)
     batch = batches_for(family)[0]
     with torch.no_grad():
-        plain, answers = Distance(student, teacher, SETTINGS).on(batch)
-        mixed, _ = Distance(student, teacher, replace(SETTINGS, label_weight=0.5)).on(batch)
+        plain, answers = Distance(student, Teacher(teacher), SETTINGS).on(batch)
+        mixed, _ = Distance(student, Teacher(teacher), replace(SETTINGS, label_weight=0.5)).on(batch)
         added = 0.5 * float(answers.losses().sum()) / len(answers.choices())
     assert added > 0
     assert float(mixed - plain) == pytest.approx(added, rel=1e-4)
@@ -159,9 +160,35 @@ def test_one_token_has_a_hidden_loss_too() -> None:
 
 
 @pytest.mark.parametrize("family", TINY_ALL)
+@pytest.mark.parametrize(("room", "forwards"), [(0, 4), (None, 2)])
+def test_a_teacher_is_asked_once_where_there_is_room_and_says_the_same(
+    family: str, room: int | None, forwards: int
+) -> None:
+    dense, batches = TINY_ALL[family](), batches_for(family)[:2]
+    teacher, asked = Teacher(put(family, dense), room), []
+    dense.register_forward_hook(lambda *_: asked.append(1))
+    first, second = ([teacher.on(batch) for batch in batches] for _ in range(2))
+    assert len(asked) == forwards
+    for before, after in zip(first, second, strict=True):
+        assert all(map(torch.equal, before.states, after.states))
+        assert torch.equal(before.answers.choices(), after.answers.choices())
+
+
+def test_a_teacher_remembers_no_more_than_there_is_room_for() -> None:
+    dense, batches = tiny_bert(), tiny_batches()
+    room = Teacher(Classifier(dense)).on(batches[0]).bytes
+    teacher, asked = Teacher(Classifier(dense), room), []
+    dense.register_forward_hook(lambda *_: asked.append(1))
+    for _ in range(3):
+        for batch in batches:
+            teacher.on(batch)
+    assert len(asked) == 1 + 3 * (len(batches) - 1)
+
+
+@pytest.mark.parametrize("family", TINY_ALL)
 def test_padding_has_no_part_in_the_loss(family: str) -> None:
     dense = TINY_ALL[family]()
-    objective = Distance(put(family, halved(dense)), put(family, dense), SETTINGS)
+    objective = Distance(put(family, halved(dense)), Teacher(put(family, dense)), SETTINGS)
     narrow, wide = (batches_for(family, pad_to=width)[0] for width in (0, 20))
     assert narrow.mask.shape != wide.mask.shape
     with torch.no_grad():
@@ -175,7 +202,7 @@ def test_hidden_states_are_those_that_transformers_names(family: str) -> None:
     student = halved(dense)
     (batch, *_) = batches_for(family)
     answers, both = (
-        Distance(put(family, student), put(family, dense), replace(SETTINGS, hidden_weight=weight))
+        Distance(put(family, student), Teacher(put(family, dense)), replace(SETTINGS, hidden_weight=weight))
         for weight in (0.0, 1.0)
     )
     with torch.no_grad():

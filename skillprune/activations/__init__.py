@@ -6,6 +6,7 @@ A neuron's activation is one coordinate of the input of its down projection, wha
 from skillprune.activations.capacity import Capacity
 from skillprune.activations.disk import DiskArrays
 from skillprune.activations.hooks import evaluating, inputs_of, joined
+from skillprune.activations.memory import free_bytes
 from skillprune.activations.observation import Observation
 from skillprune.activations.pooling import Position, Reading, pool
 from skillprune.activations.stream import PLAIN, Quantity, Visitor, stream
@@ -20,6 +21,7 @@ __all__ = [
     "Reading",
     "Visitor",
     "evaluating",
+    "free_bytes",
     "inputs_of",
     "joined",
     "pool",

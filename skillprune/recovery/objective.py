@@ -8,18 +8,18 @@ between them has to be learnt.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import kl_div
 
 from skillprune.answers import Answers, TaskModel
 from skillprune.data import Batch
 from skillprune.families import find_ffns
+from skillprune.recovery.teacher import Teacher, leaving
 from skillprune.recovery.values import RecoverySettings
 
 _LEAST_SPREAD = 1e-3
@@ -45,27 +45,25 @@ class Distance:
 
     Attributes:
         student: the pruned model.
-        teacher: the dense one, asked anew every time: the hidden states of a whole train split are gigabytes, and a
-            forward pass of the teacher costs less than the student's forward and backward pass.
+        teacher: the dense one.
         settings: weights of the parts.
     """
 
     student: TaskModel
-    teacher: TaskModel
+    teacher: Teacher
     settings: RecoverySettings
 
     def on(self, batch: Batch) -> tuple[Tensor, Answers]:
         """The distance, a scalar, and what the student said."""
         prepared = self.student.prepare(batch)
-        with _leaving(self.student) as states:
+        with leaving(self.student) as states:
             answers = self.student.ask(prepared)
-        with torch.no_grad(), _leaving(self.teacher) as wanted:
-            right = self.teacher.ask(self.teacher.prepare(batch))
-        loss = answer_loss(answers, right, self.settings.temperature)
+        shown = self.teacher.on(batch)
+        loss = answer_loss(answers, shown.answers, self.settings.temperature)
         if self.settings.hidden_weight > 0:
             sides = [ffn.stack.side for ffn in find_ffns(self.student.model) for _ in range(ffn.uses)]
             real = [prepared.mask_of(side) for side in sides]
-            loss = loss + self.settings.hidden_weight * hidden_loss(states, wanted, real).to(loss.device)
+            loss = loss + self.settings.hidden_weight * hidden_loss(states, shown.states, real).to(loss.device)
         if self.settings.label_weight > 0:
             loss = loss + self.settings.label_weight * answers.losses().sum() / len(answers.choices())
         return loss, answers
@@ -116,17 +114,3 @@ def _missed(found: Tensor, wanted: Tensor, real: Tensor) -> Tensor:
     found, wanted = found[real].float(), wanted.to(found.device)[real].float()
     spread = (wanted - wanted.mean(dim=0)).square().sum()
     return (found - wanted).square().sum() / torch.maximum(spread, _LEAST_SPREAD * wanted.square().sum())
-
-
-@contextmanager
-def _leaving(subject: TaskModel) -> Iterator[list[Tensor]]:
-    """Collects the hidden states that leave the blocks, stack by stack, bottom to top."""
-    states: list[Tensor] = []
-
-    def remember(_: nn.Module, __: object, output: Any) -> None:
-        states.append(output[0] if isinstance(output, tuple) else output)
-
-    with ExitStack() as hooks:
-        for ffn in find_ffns(subject.model):
-            hooks.callback(ffn.block.register_forward_hook(remember).remove)
-        yield states

@@ -26,6 +26,7 @@ from skillprune.progress import Progress, silent, track
 from skillprune.recovery.objective import Distance, Objective
 from skillprune.recovery.parameters import trained
 from skillprune.recovery.state import State, StateFile, copies, fingerprint
+from skillprune.recovery.teacher import Teacher
 from skillprune.recovery.values import Epoch, Recovery, RecoverySettings
 
 _WARM_UP_SHARE, _LARGEST_GRADIENT = 0.1, 1.0
@@ -72,7 +73,7 @@ def recover_(
     """
     _refuse_unpaired(student, teacher)
     with evaluating(teacher.model), frozen(teacher.model):
-        distance = Distance(student, teacher, settings)
+        distance = Distance(student, Teacher(teacher), settings)
         return train_(
             distance, train, validation, settings, (teacher,), metric=metric, checkpoint=checkpoint, progress=progress
         )

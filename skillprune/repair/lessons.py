@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from skillprune.activations import inputs_of
+from skillprune.activations import free_bytes, inputs_of
 from skillprune.data import Batch
 from skillprune.families import FFN, find_ffns
 from skillprune.progress import Progress, track
 from skillprune.repair.carry import Trace, advance, outputs_of, step
-from skillprune.repair.states import States, free_bytes, room_for
+from skillprune.repair.states import States, room_for
 
 _MEMORY_SHARE = 0.3
 _BYTES = 16  # of a lesson, per token and feature: four states in float32

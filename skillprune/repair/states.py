@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import psutil
 import torch
 from torch import Tensor
 
-from skillprune.activations import DiskArrays
+from skillprune.activations import DiskArrays, free_bytes
 from skillprune.data import Batch
 from skillprune.families import Side
 
@@ -65,8 +64,3 @@ def room_for(first: Tensor, batches: Sequence[Batch], side: Side) -> States:
     tokens = sum(batch.mask_of(side).numel() for batch in batches)
     wanted = tokens * first.shape[-1] * first.element_size()
     return States(None if wanted <= MEMORY_SHARE * free_bytes(first.device) else DiskArrays())
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that is free where tensors of a device live."""
-    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else psutil.virtual_memory().available
