@@ -55,6 +55,7 @@ class Subject:
         batch: texts per batch.
         epochs: what takes at most five minutes on two cores.
         learning_rate: largest step.
+        temperature: of the answers.
         label_weight: of the right answers beside the dense model's.
         way: how it is pruned, the best of ``--search`` on validation.
     """
@@ -65,6 +66,7 @@ class Subject:
     batch: int
     epochs: int
     learning_rate: float
+    temperature: float
     label_weight: float
     way: tuple[str, str, str, str]
 
@@ -81,6 +83,7 @@ SUBJECTS = {
         batch=16,
         epochs=4,
         learning_rate=2e-3,
+        temperature=1.0,
         label_weight=0.0,
         way=WAYS[5],
     ),
@@ -95,8 +98,9 @@ SUBJECTS = {
         ),
         round_to=16,
         batch=64,
-        epochs=20,
+        epochs=30,
         learning_rate=2e-3,
+        temperature=4.0,
         label_weight=1.0,
         way=WAYS[6],
     ),
@@ -238,7 +242,7 @@ def _trained(bench: Bench, subject: Subject, keep: float) -> tuple[Any, dict[str
     settings = RecoverySettings(
         epochs=subject.epochs,
         learning_rate=subject.learning_rate,
-        temperature=1.0,
+        temperature=subject.temperature,
         label_weight=subject.label_weight,
         patience=subject.epochs,
         seed=bench.seed,
