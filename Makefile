@@ -9,7 +9,7 @@ VENV_COMPAT ?= .venv-compat
 CONSTRAINTS ?= constraints/transformers-5.txt
 CONSTRAINTS_COMPAT ?= constraints/transformers-4.57.txt
 PIP_ARGS ?=
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n auto --dist loadfile
 RUN_ARGS ?=
 
 # A stamp stands for an install: it is made anew when what it was made from has changed.
@@ -30,7 +30,7 @@ help:  ## print the targets
 	@echo "  VENV_COMPAT=$(VENV_COMPAT)   CONSTRAINTS_COMPAT=$(CONSTRAINTS_COMPAT)"
 	@echo "  PIP_ARGS=$(PIP_ARGS)   more arguments for pip, such as"
 	@echo "      PIP_ARGS=\"--extra-index-url https://download.pytorch.org/whl/cpu\"   (torch without CUDA on Linux)"
-	@echo "  PYTEST_ARGS=$(PYTEST_ARGS)   more arguments for pytest"
+	@echo "  PYTEST_ARGS=\"$(PYTEST_ARGS)\"   more arguments for pytest; these share the test files out among all cores"
 
 quickstart: $(RUN_STAMP)  ## install the pinned versions and run the embedded default recipe
 	$(VENV)/bin/skillprune run recipes/quickstart.yaml --output runs/quickstart $(RUN_ARGS)

@@ -14,6 +14,10 @@ if "SKILLPRUNE_CACHE" not in os.environ:  # processes that this one starts share
     os.environ["SKILLPRUNE_CACHE"] = tempfile.mkdtemp(prefix="skillprune-cache-")
     atexit.register(shutil.rmtree, os.environ["SKILLPRUNE_CACHE"], ignore_errors=True)
 
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # workers share the cores, and so do the processes they start
+    share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
+
 import pytest  # noqa: E402
 
 

@@ -165,5 +165,8 @@ def test_the_tokenizer_of_targets_goes_with_the_checkpoint(tmp_path: Path) -> No
     other.save_pretrained(tmp_path / "model" / "writes")
     options = ["--set", "task.target_tokenizer=writes"]
     assert invoke("prune", recipe, "--output", tmp_path / "out", *options).code == 0
-    kept = AutoTokenizer.from_pretrained(tmp_path / "out" / "model" / "target_tokenizer")
-    assert kept.get_vocab() == other.get_vocab()
+    pruned, converted = tmp_path / "out" / "model", tmp_path / "padded"
+    assert invoke("convert", pruned, "--format", "padded", "--output", converted).code == 0
+    for checkpoint in (pruned, converted):
+        kept = AutoTokenizer.from_pretrained(checkpoint / "target_tokenizer")
+        assert kept.get_vocab() == other.get_vocab()

@@ -15,6 +15,7 @@ from skillprune.checkpoint import FORMATS, Record, Written, load_stored, loader_
 from skillprune.errors import CheckpointError, OutputError
 from skillprune.pipeline.directory import replacing
 from skillprune.pipeline.modalities import arbitrary_inputs
+from skillprune.pipeline.saving import TARGET_TOKENIZER
 from skillprune.progress import Progress, silent
 from skillprune.report import class_code, loading_section, with_loading_section
 
@@ -131,6 +132,8 @@ def _write(
     save_pruned(model, None, fresh, dtype=dtype, form=form, history=record.history)
     for path in _companions(source):
         shutil.copyfile(path, fresh / path.name)
+    if (source / TARGET_TOKENIZER).is_dir():
+        shutil.copytree(source / TARGET_TOKENIZER, fresh / TARGET_TOKENIZER)
     card = source / _CARD
     said = card.read_text(encoding="utf-8") if card.is_file() else ""
     section = loading_section(form, class_code(form, loader_of(model), "model"))
