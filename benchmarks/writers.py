@@ -40,7 +40,7 @@ WAYS = (
     ("skill", "least_squares", "global", "blockwise"),
 )
 """Criterion, repair, allocation, selection."""
-LABEL_WEIGHTS = (0.0, 0.5, 1.0, 2.0)
+LABEL_WEIGHTS = (0.0, 1.0)
 """Of the right answers beside the dense model's, in training."""
 
 

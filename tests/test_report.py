@@ -417,6 +417,13 @@ def test_uniform_widths_take_one_sentence() -> None:
     assert "import skillprune" not in text
 
 
+def test_one_layer_is_not_called_several() -> None:
+    stack = {"name": "decoder", "width_before": [1024], "width_after": [672]}
+    model = {**example()["model"], "stacks": [stack]}
+    text = render_markdown(Report.model_validate({**example(), "model": model}))
+    assert "The one layer of decoder went from 1024 to 672 neurons." in text
+
+
 def test_uneven_widths_are_grouped_in_a_table_and_need_the_plugin() -> None:
     stack = {"name": "encoder", "width_before": [64] * 5, "width_after": [16, 16, 64, 0, 0]}
     text = render_markdown(build(model={"stacks": [stack]}))

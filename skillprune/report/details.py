@@ -18,8 +18,9 @@ def widths(report: Report) -> str:
         same = facts.is_uniform(stack) and len(set(stack.width_before)) == 1
         if same:
             before, after = stack.width_before[0], stack.width_after[0]
-            layers = f"{len(stack.width_after)} layers of {wording.plain(stack.name)}"
-            uniform.append(f"Every one of the {layers} went from {before} to {after} neurons.")
+            layers = len(stack.width_after)
+            all_of_them = "The one layer" if layers == 1 else f"Every one of the {layers} layers"
+            uniform.append(f"{all_of_them} of {wording.plain(stack.name)} went from {before} to {after} neurons.")
         else:
             rows.extend(_width_rows(stack))
     parts = [*_asked(report), *(["\n".join(uniform)] if uniform else [])]
