@@ -118,8 +118,10 @@ def main() -> None:
     cases = [(name, keep) for name in asked.models for keep in KEPT[name]]
     if asked.search and asked.train:
         rows = [
-            kept_row(f"writers-training-{name}-{keep}-{weight}", lambda n=name, k=keep, w=weight: taught(n, k, w))
-            for name, keep in cases
+            kept_row(
+                f"writers-training-{name}-{KEPT[name][0]}-{weight}", lambda n=name, w=weight: taught(n, KEPT[n][0], w)
+            )
+            for name in asked.models
             for weight in LABEL_WEIGHTS
         ]
         update_result("writers", "training", seeds=[0], result={"rows": rows})
