@@ -14,11 +14,19 @@ if "SKILLPRUNE_CACHE" not in os.environ:  # processes that this one starts share
     os.environ["SKILLPRUNE_CACHE"] = tempfile.mkdtemp(prefix="skillprune-cache-")
     atexit.register(shutil.rmtree, os.environ["SKILLPRUNE_CACHE"], ignore_errors=True)
 
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # workers share the cores, and so do the processes they start
-    share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    share = CORES // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
 import pytest  # noqa: E402
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What ``-n auto`` stands for: a worker for every core this process may use, however many the machine has."""
+    return CORES
 
 
 @pytest.fixture(scope="session")
