@@ -115,41 +115,40 @@ def main() -> None:
     parser.add_argument("--search", action="store_true", help="compare ways on validation, first seed")
     parser.add_argument("--train", action="store_true", help="train what was pruned")
     asked = parser.parse_args()
-    cases = [(name, keep) for name in asked.models for keep in KEPT[name]]
-    if asked.search and asked.train:
-        rows = [
-            kept_row(
-                f"writers-training-{name}-{KEPT[name][0]}-{weight}", lambda n=name, w=weight: taught(n, KEPT[n][0], w)
-            )
-            for name in asked.models
+    for name in asked.models:
+        if asked.search:
+            section, rows = _search(name, asked.train)
+            update_result("writers", f"{name}-{section}", seeds=[0], result={"rows": rows})
+        else:
+            section, rows = _measurement(name, asked.seeds, asked.train)
+            summary = over_seeds(rows, ("keep_ratio",), "test")
+            result = {"way": SUBJECTS[name].way, "rows": rows, "summary": summary}
+            update_result("writers", f"{name}-{section}", seeds=asked.seeds, result=result)
+
+
+def _search(name: str, train: bool) -> tuple[str, list[dict[str, Any]]]:
+    """Ways to train at the larger width, or ways to prune at both."""
+    keep = KEPT[name][0]
+    if train:
+        return "training", [
+            kept_row(f"writers-training-{name}-{keep}-{weight}", lambda w=weight: taught(name, keep, w))
             for weight in LABEL_WEIGHTS
         ]
-        update_result("writers", "training", seeds=[0], result={"rows": rows})
-        return
-    if asked.search:
-        rows = [
-            kept_row(f"writers-search-{name}-{keep}-{'-'.join(way)}", lambda n=name, k=keep, w=way: searched(n, k, w))
-            for name, keep in cases
-            for way in WAYS
-        ]
-        update_result("writers", "search", seeds=[0], result={"rows": rows})
-        return
-    section = "recovered" if asked.train else "pruned"
-    measure = recovered if asked.train else pruned
-    rows = [
-        kept_row(
-            f"writers-{section}-{name}-{keep}-{seed}-{'-'.join(SUBJECTS[name].way)}",
-            lambda n=name, k=keep, s=seed: measure(n, k, s),
-        )
-        for name, keep in cases
-        for seed in asked.seeds
+    return "search", [
+        kept_row(f"writers-search-{name}-{keep}-{'-'.join(way)}", lambda k=keep, w=way: searched(name, k, w))
+        for keep in KEPT[name]
+        for way in WAYS
     ]
-    result = {
-        "ways": {name: SUBJECTS[name].way for name in asked.models},
-        "rows": rows,
-        "summary": over_seeds(rows, ("model", "keep_ratio"), "test"),
-    }
-    update_result("writers", section, seeds=asked.seeds, result=result)
+
+
+def _measurement(name: str, seeds: list[int], train: bool) -> tuple[str, list[dict[str, Any]]]:
+    """Every seed at both widths, with or without training."""
+    section, measure, way = "recovered" if train else "pruned", recovered if train else pruned, SUBJECTS[name].way
+    return section, [
+        kept_row(f"writers-{section}-{name}-{keep}-{seed}-{'-'.join(way)}", lambda k=keep, s=seed: measure(name, k, s))
+        for keep in KEPT[name]
+        for seed in seeds
+    ]
 
 
 class Bench:
