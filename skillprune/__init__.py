@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from skillprune.errors import SkillPruneError
     from skillprune.export import export_onnx
     from skillprune.families import Family, list_families
+    from skillprune.gating import Judgement, gate
     from skillprune.pipeline import run
     from skillprune.pipeline.conversion import Conversion, convert_checkpoint
     from skillprune.planning import (
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 _ROOMS = {
     "Conversion": "pipeline",
     "Family": "families",
+    "Judgement": "gating",
     "KeepRatio": "planning",
     "LatencyTable": "planning",
     "Macs": "planning",
@@ -62,6 +64,7 @@ _ROOMS = {
     "Trial": "planning",
     "convert_checkpoint": "pipeline",
     "export_onnx": "export",
+    "gate": "gating",
     "list_families": "families",
     "load_plan": "planning",
     "load_recipe": "recipe",
@@ -86,6 +89,7 @@ _ROOMS = {
 __all__ = [
     "Conversion",
     "Family",
+    "Judgement",
     "KeepRatio",
     "LatencyTable",
     "Macs",
@@ -105,6 +109,7 @@ __all__ = [
     "Trial",
     "convert_checkpoint",
     "export_onnx",
+    "gate",
     "list_families",
     "load_plan",
     "load_recipe",

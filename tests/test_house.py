@@ -35,6 +35,7 @@ ROOMS = (
     "benchmark",
     "analysis",
     "report",
+    "gating",
     "pipeline",
     "cli",
     "__main__",

@@ -6,7 +6,7 @@ Exporting the files is left to `export`, what to demand of them to the recipe.
 from skillprune.benchmark.host import environment
 from skillprune.benchmark.measure import Feeds, measure_latency
 from skillprune.benchmark.sessions import check_provider, open_session
-from skillprune.benchmark.statistics import paired_speedup
+from skillprune.benchmark.statistics import paired_speedup, quotient
 from skillprune.benchmark.values import Control, Latency, Measurement, Ratio, Subject
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "measure_latency",
     "open_session",
     "paired_speedup",
+    "quotient",
 ]

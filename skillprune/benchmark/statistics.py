@@ -1,8 +1,13 @@
-"""Turns paired round times into a speed-up with an interval; where the times come from is left to others."""
+"""Turns paired round times into a speed-up with an interval, and two speed-ups into their quotient.
+
+Where the times come from is left to others.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import exp, hypot, log
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -56,6 +61,33 @@ def paired_speedup(
     return Ratio(float(value), float(low), float(high))
 
 
+def quotient(one: Ratio, other: Ratio, *, comparisons: int = 1, confidence: float = CONFIDENCE) -> Ratio:
+    """How many times larger one ratio is than another that was measured independently of it.
+
+    The interval recovers each variance from the interval that is given (MOVER: Zou and Donner, 2008, "Construction of
+    confidence limits about effect measures: a general approach"): on the log scale the lower half-width of the one and
+    the upper of the other are added in squares, and the other way round. Swapping the two inverts value and interval.
+
+    Args:
+        one: with an interval of ``confidence``.
+        other: likewise, of other rounds.
+        comparisons: number of quotients that are looked at together. Half-widths grow by the quotient of the normal
+            quantiles at ``tail / comparisons`` and at ``tail`` (Bonferroni), so that all of the intervals together
+            miss no more often than a single one does.
+        confidence: of the intervals that come in, and of all that come out together, in (0, 1).
+
+    Raises:
+        ValueError: there is no comparison, or a ratio is not positive.
+    """
+    if comparisons < 1 or not all(0 < end for each in (one, other) for end in (each.value, each.low, each.high)):
+        raise ValueError(f"a quotient needs two positive ratios and a comparison, got {one}, {other}, {comparisons}")
+    tail, normal = (1.0 - confidence) / 2.0, NormalDist()
+    widening = normal.inv_cdf(1.0 - tail / comparisons) / normal.inv_cdf(1.0 - tail)
+    below, above = zip(_log_half_widths(one), reversed(_log_half_widths(other)), strict=True)
+    value = log(one.value / other.value)
+    return Ratio(exp(value), exp(value - widening * hypot(*below)), exp(value + widening * hypot(*above)))
+
+
 def block_length(rounds: int) -> int:
     """Rounds per bootstrap block: the cube root of their number rounded up (3 for 10 rounds), the usual growth rate."""
     return int(np.ceil(np.round(np.cbrt(rounds), 9)))
@@ -77,6 +109,11 @@ def bootstrap_medians(
     chunks = -(-draws * openings * (rounds + block) // TABLE_ENTRIES)
     parts = zip(np.array_split(drawn, chunks), np.array_split(starts, chunks), strict=True)
     return np.concatenate([_medians(values, *part, block) for part in parts])
+
+
+def _log_half_widths(ratio: Ratio) -> tuple[float, float]:
+    """How far the two ends lie below and above the value; an end on the wrong side of it counts as the value."""
+    return max(0.0, log(ratio.value / ratio.low)), max(0.0, log(ratio.high / ratio.value))
 
 
 def _medians(

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from skillprune.cli.checkpoints import convert_command, families_command
+from skillprune.cli.gate import gate_command
 from skillprune.cli.recipe_commands import recipes_app, schema_command, validate_command
 from skillprune.cli.stages import report_command, run_command, stage_command
 
@@ -30,6 +31,7 @@ for _name, _help in {
 }.items():
     app.command(_name)(stage_command(_name, _help))
 app.command("report")(report_command)
+app.command("gate")(gate_command)
 app.command("convert")(convert_command)
 app.command("families")(families_command)
 app.command("validate")(validate_command)

@@ -1,7 +1,7 @@
 """Metrics on a split, and the paired comparison of two models; which model and which split is the caller's business."""
 
 from skillprune.evaluation.asking import Predictor, judge_split, predict_split, torch_predictor
-from skillprune.evaluation.comparison import Comparison, compare, drop, standard_error
+from skillprune.evaluation.comparison import Comparison, compare, drop, is_within, standard_error
 from skillprune.evaluation.outcomes import METRICS, Losses, Outcome, Predictions, accuracy, macro_f1, mcnemar
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "accuracy",
     "compare",
     "drop",
+    "is_within",
     "judge_split",
     "macro_f1",
     "mcnemar",

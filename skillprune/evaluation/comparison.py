@@ -46,6 +46,12 @@ def drop(metric: str, dense: float, other: float) -> float:
     return other / dense - 1 if metric == "perplexity" else other - dense
 
 
+def is_within(drop: float, allowed: float) -> bool:
+    """Whether a `drop` is no larger than ``max_drop`` allows."""
+    # Differences of shares of the same test set are multiples of 1/n; rounding noise must not fail an exact demand.
+    return drop <= allowed + 1e-12
+
+
 def compare(first: AnyOutcome, second: AnyOutcome, *, metric: str, seed: int, draws: int = 10_000) -> Comparison:
     """Compares two models on the same examples, with a paired bootstrap over examples and an exact or rank test."""
     values = first.value(metric), second.value(metric)

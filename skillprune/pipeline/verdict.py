@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from skillprune.benchmark import Latency
-from skillprune.evaluation import Comparison
+from skillprune.evaluation import Comparison, is_within
 from skillprune.export import OnnxArtifact
 from skillprune.pipeline.results import Exports
 from skillprune.planning import PruningPlan
@@ -33,8 +33,7 @@ def failed_files(demand: DemandSpec, plan: PruningPlan, exports: Exports, latenc
 
 def too_wrong(demand: DemandSpec, metric: str, comparison: Comparison) -> tuple[str, ...]:
     """Whether the test metric is worse than the demand allows."""
-    # Differences of shares of the same test set are multiples of 1/n; rounding noise must not fail an exact demand.
-    if demand.max_drop is None or comparison.drop <= demand.max_drop + 1e-12:
+    if demand.max_drop is None or is_within(comparison.drop, demand.max_drop):
         return ()
     unit = {"perplexity": " times the dense model's", "loss": " nats per token"}.get(metric, "")
     return (f"the test {metric} is worse by {comparison.drop:.4f}{unit}; at most {demand.max_drop:g} was allowed",)

@@ -1,6 +1,6 @@
 """The report of a run: its schema, its JSON file, and the pages a person reads; measuring is left to other rooms."""
 
-from skillprune.report.files import read_report, write_json
+from skillprune.report.files import read_report, write_json, write_text
 from skillprune.report.loading import class_code, loading_section, with_loading_section
 from skillprune.report.markdown import render_markdown, render_summary
 from skillprune.report.model_card import render_model_card
@@ -60,4 +60,5 @@ __all__ = [
     "report_schema",
     "with_loading_section",
     "write_json",
+    "write_text",
 ]

@@ -106,9 +106,9 @@ def cautions(report: Report) -> Iterator[str]:
     if sentence := not_faster(report):
         yield sentence
     yield from _faster_than_asked(report)
-    yield from _too_small(report)
+    yield from too_small(report, report.verdict.demand.max_drop)
     yield from _restless(report)
-    yield from _wrong_provider(report)
+    yield from wrong_provider(report)
     for file in report.artifacts:
         name = wording.plain(file.variant)
         if file.bytes >= file.dense_bytes:
@@ -117,6 +117,27 @@ def cautions(report: Report) -> Iterator[str]:
         if file.max_abs_diff > file.tolerance:
             found = wording.significant(file.max_abs_diff)
             yield f"The {name} file disagrees with PyTorch: {found}, accepted is {wording.significant(file.tolerance)}."
+
+
+def too_small(report: Report, demanded: float | None) -> Iterator[str]:
+    """A sentence where the test set cannot tell a drop of as much as was demanded from none."""
+    quality = report.quality
+    limit = READABLE_WIDTH if demanded is None else demanded
+    unit = quality.test.dense if quality.metric == "perplexity" else 1.0
+    width = (quality.ci_high - quality.ci_low) / unit
+    if width > limit:
+        yield (
+            f"The test set ({report.task.splits.test} examples) is too small to tell a drop of "
+            f"{metrics.drop(quality.metric, limit)} from none: the 95 % interval of the difference is "
+            f"{metrics.drop(quality.metric, width)} wide."
+        )
+
+
+def wrong_provider(report: Report) -> Iterator[str]:
+    """A sentence for every execution provider that ran in another's place."""
+    pairs = {(row.provider_asked, row.provider) for row in report.latency if row.provider_asked != row.provider}
+    for asked, ran in sorted(pairs):
+        yield f"{wording.plain(asked)} was asked for, {wording.plain(ran)} ran."
 
 
 def treatment(report: Report) -> str:
@@ -171,28 +192,9 @@ def _faster_than_asked(report: Report) -> Iterator[str]:
         )
 
 
-def _too_small(report: Report) -> Iterator[str]:
-    demanded, quality = report.verdict.demand.max_drop, report.quality
-    limit = READABLE_WIDTH if demanded is None else demanded
-    unit = quality.test.dense if quality.metric == "perplexity" else 1.0
-    width = (quality.ci_high - quality.ci_low) / unit
-    if width > limit:
-        yield (
-            f"The test set ({report.task.splits.test} examples) is too small to tell a drop of "
-            f"{metrics.drop(quality.metric, limit)} from none: the 95 % interval of the difference is "
-            f"{metrics.drop(quality.metric, width)} wide."
-        )
-
-
 def _restless(report: Report) -> Iterator[str]:
     for control in report.controls:
         if not control.ok:
             found = f"{wording.ratio(control.ratio)}, {wording.interval(control.low, control.high)}"
             where = wording.shape(control.batch, control.sequence)
             yield f"The identical-pair control is off at {where} ({found}): do not trust the speed-up there."
-
-
-def _wrong_provider(report: Report) -> Iterator[str]:
-    pairs = {(row.provider_asked, row.provider) for row in report.latency if row.provider_asked != row.provider}
-    for asked, ran in sorted(pairs):
-        yield f"{wording.plain(asked)} was asked for, {wording.plain(ran)} ran."

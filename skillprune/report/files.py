@@ -1,4 +1,4 @@
-"""Writes and reads ``report.json``; what stands in it is decided by the schema."""
+"""Writes and reads ``report.json``, and writes files whole; what stands in it is decided by the schema."""
 
 from __future__ import annotations
 
@@ -20,11 +20,20 @@ def write_json(report: Report, path: Path) -> None:
     Raises:
         ResourceFailure: the file could not be written (directory missing, disk full, no permission).
     """
+    write_text(path, report.model_dump_json(indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all, readable by whoever may read its directory.
+
+    Raises:
+        ResourceFailure: the file could not be written (directory missing, disk full, no permission).
+    """
     # A plain sibling, because tempfile's files are readable by their owner only.
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("w", encoding="utf-8", newline="\n") as stream:
-            stream.write(report.model_dump_json(indent=2) + "\n")
+            stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(partial, path)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from skillprune.benchmark import Ratio, paired_speedup
+from skillprune.benchmark import Ratio, paired_speedup, quotient
 from skillprune.benchmark.statistics import block_length, bootstrap_medians
 
 times = st.floats(0.01, 1000.0)
@@ -146,3 +146,81 @@ def test_blocks_make_the_interval_honest_where_single_rounds_do_not() -> None:
 def test_times_that_make_no_pairs_are_refused(reference: list[float], subject: list[float]) -> None:
     with pytest.raises(ValueError, match="round"):
         paired_speedup(reference, subject, seed=0)
+
+
+# ---- the quotient of two ratios
+
+sides = st.floats(1.0, 2.0)
+ratios = st.builds(lambda value, low, high: Ratio(value, value / low, value * high), st.floats(0.1, 20.0), sides, sides)
+
+
+def log_normal(truth: float, error: float, rng: np.random.Generator) -> Ratio:
+    """An estimate with a normal error of known size on the log scale, and its 95 % interval."""
+    centre = math.log(truth) + error * rng.normal()
+    return Ratio(math.exp(centre), math.exp(centre - 1.959964 * error), math.exp(centre + 1.959964 * error))
+
+
+@given(st.floats(0.1, 9.0), st.floats(0.1, 9.0), st.floats(0.001, 0.3), st.floats(0.001, 0.3))
+def test_with_symmetric_intervals_the_quotient_has_the_closed_form(a: float, b: float, one: float, two: float) -> None:
+    first, second = (
+        Ratio(value, value * math.exp(-half), value * math.exp(half)) for value, half in ((a, one), (b, two))
+    )
+    half = math.sqrt(one**2 + two**2)
+    assert close(quotient(first, second), Ratio(a / b, a / b * math.exp(-half), a / b * math.exp(half)))
+
+
+def test_each_end_is_made_of_the_sides_that_lead_there() -> None:
+    """One can be lower by 3 and higher by 5, the other lower by 12 and higher by 4 (in logs): 3-4-5 and 5-12-13."""
+    one = Ratio(1.0, math.exp(-0.3), math.exp(0.5))
+    other = Ratio(1.0, math.exp(-1.2), math.exp(0.4))
+    assert close(quotient(one, other), Ratio(1.0, math.exp(-0.5), math.exp(1.3)))
+
+
+@given(ratios, ratios, st.integers(1, 20))
+def test_swapping_two_ratios_inverts_their_quotient(one: Ratio, other: Ratio, comparisons: int) -> None:
+    there, back = (quotient(*pair, comparisons=comparisons) for pair in ((one, other), (other, one)))
+    assert there.low <= there.value <= there.high
+    assert close(there, Ratio(1 / back.value, 1 / back.high, 1 / back.low))
+
+
+@given(ratios, st.floats(0.2, 1.0))
+def test_a_ratio_over_itself_is_one_and_a_smaller_one_moves_the_whole_interval(ratio: Ratio, factor: float) -> None:
+    same = quotient(ratio, ratio)
+    assert same.value == 1.0 and same.low <= 1.0 <= same.high
+    slower = quotient(Ratio(*(factor * each for each in (ratio.value, ratio.low, ratio.high))), ratio)
+    assert close(slower, Ratio(*(factor * each for each in (same.value, same.low, same.high))))
+
+
+def test_the_interval_of_a_quotient_covers_the_truth_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(8)
+    covered = sum(
+        found.low <= 1.8 / 1.5 <= found.high
+        for found in (quotient(log_normal(1.8, 0.03, rng), log_normal(1.5, 0.01, rng)) for _ in range(4000))
+    )
+    assert covered / 4000 == pytest.approx(0.95, abs=0.014)  # four standard errors
+
+
+def test_intervals_of_several_quotients_cover_together_as_often_as_one() -> None:
+    rng = np.random.default_rng(9)
+    together = {1: 0, 5: 0}
+    for _ in range(2000):
+        pairs = [(log_normal(2.0, 0.02, rng), log_normal(2.0, 0.02, rng)) for _ in range(5)]
+        for comparisons in together:
+            found = [quotient(*pair, comparisons=comparisons) for pair in pairs]
+            together[comparisons] += all(each.low <= 1.0 <= each.high for each in found)
+    assert together[5] / 2000 == pytest.approx(0.95, abs=0.02)
+    assert together[1] / 2000 < 0.85  # without the correction one of five misses too often
+
+
+def test_an_end_on_the_wrong_side_of_its_value_counts_as_the_value() -> None:
+    assert close(quotient(Ratio(2.0, 2.1, 2.2), Ratio(1.0, 1.0, 1.0)), Ratio(2.0, 2.0, 2.2))
+
+
+@pytest.mark.parametrize(
+    ("one", "comparisons"),
+    [(Ratio(0.0, 1.0, 1.0), 1), (Ratio(1.0, -1.0, 1.0), 1), (Ratio(1.0, 1.0, math.nan), 1), (Ratio(1.0, 1.0, 1.0), 0)],
+)
+def test_what_makes_no_quotient_is_refused(one: Ratio, comparisons: int) -> None:
+    for pair in ((one, Ratio(1.0, 1.0, 1.0)), (Ratio(1.0, 1.0, 1.0), one)):
+        with pytest.raises(ValueError, match="quotient"):
+            quotient(*pair, comparisons=comparisons)
