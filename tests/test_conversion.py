@@ -272,6 +272,36 @@ def test_what_does_not_reload_as_the_same_model_is_not_kept(
     assert said.code == 1 and {path.name for path in tmp_path.iterdir()} == {"uneven"}
 
 
+def test_code_of_others_is_neither_run_nor_brought_along(uneven: Path, tmp_path: Path) -> None:
+    """A config may name code in the checkpoint; nobody has said that it may be trusted."""
+    config = read_json(uneven / "config.json")
+    config["auto_map"] = {"AutoModelForSequenceClassification": "modeling_other.BertForSequenceClassification"}
+    (uneven / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    code = f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom transformers import BertForSequenceClassification\n"
+    (uneven / "modeling_other.py").write_text(code, encoding="utf-8")
+    for form in ("padded", "auto_map"):
+        assert invoke("convert", uneven, "-f", form, "-o", tmp_path / form).code == 0
+        assert "modeling_other" not in json.dumps(read_json(tmp_path / form / "config.json"))
+        assert not (tmp_path / form / "modeling_other.py").exists()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_checkpoint_without_some_of_its_weights_is_refused(uneven: Path, tmp_path: Path) -> None:
+    weights = load_file(uneven / "model.safetensors")
+    del weights["classifier.weight"]
+    save_file(weights, uneven / "model.safetensors", metadata={"format": "pt"})
+    said = invoke("convert", uneven, "-f", "padded", "-o", tmp_path / "out")
+    assert said.code == 2 and "classifier.weight" in said.err and not (tmp_path / "out").exists()
+
+
+def test_a_record_of_other_widths_is_refused(uneven: Path, tmp_path: Path) -> None:
+    record = read_json(uneven / "skillprune.json")
+    record["widths"]["encoder"][0] += 1
+    (uneven / "skillprune.json").write_text(json.dumps(record), encoding="utf-8")
+    said = invoke("convert", uneven, "-f", "padded", "-o", tmp_path / "out")
+    assert said.code == 2 and "skillprune.json says" in said.err and not (tmp_path / "out").exists()
+
+
 def test_a_checkpoint_of_the_first_version_has_no_record_and_converts(uneven: Path, tmp_path: Path) -> None:
     (uneven / "skillprune.json").unlink()
     done = skillprune.convert_checkpoint(uneven, tmp_path / "out", form="padded")

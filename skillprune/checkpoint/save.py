@@ -47,6 +47,7 @@ def save_pruned(
     written = choose(model, form)
     for parameter in model.parameters():  # not buffers: those that are computed, not stored, would stay rounded
         parameter.data = parameter.data.to(dtype)
+    vars(model.config).pop("auto_map", None)  # names code that does not come along, of a model that was not pruned
     record = Record(written, widths_of(model), history)
     with prepared(model, written) as extras:
         model.save_pretrained(directory)

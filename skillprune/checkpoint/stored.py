@@ -11,7 +11,7 @@ from skillprune.checkpoint.formats import widths_of
 from skillprune.checkpoint.load import refuse_quantised, refuse_unsafe
 from skillprune.checkpoint.reading import unpad_, without_code_
 from skillprune.checkpoint.record import Record, read_record
-from skillprune.errors import CheckpointError
+from skillprune.errors import CheckpointError, PlanMismatch
 
 
 def load_stored(directory: Path) -> tuple[PreTrainedModel, Record]:
@@ -37,6 +37,8 @@ def load_stored(directory: Path) -> tuple[PreTrainedModel, Record]:
         return model, Record("per-layer", widths_of(model))
     if record.form == "padded":
         unpad_(model, record)
+    if widths_of(model) != {name: list(widths) for name, widths in record.widths.items()}:
+        raise PlanMismatch(f"{directory} has the widths {widths_of(model)}, its skillprune.json says {record.widths}")
     return model, record
 
 
@@ -44,8 +46,10 @@ def _load(directory: Path, config: PretrainedConfig) -> PreTrainedModel:
     architecture = getattr(transformers, (config.architectures or [""])[0], None)
     if architecture is None:
         raise CheckpointError(f"{directory}: config.json names no architecture of transformers")
-    model: PreTrainedModel = architecture.from_pretrained(
-        directory, config=without_code_(config), dtype="auto", use_safetensors=True
+    model, report = architecture.from_pretrained(
+        directory, config=without_code_(config), dtype="auto", use_safetensors=True, output_loading_info=True
     )
-    model.eval()
-    return model
+    if missing := sorted(report["missing_keys"]):
+        raise CheckpointError(f"{directory} has no weights for {', '.join(missing[:5])}: it is not whole")
+    loaded: PreTrainedModel = model.eval()
+    return loaded

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedModel
 
+from skillprune.checkpoint.modelling import MODULE
 from skillprune.errors import ParityError, VerificationFailed
 
 _READ_BACK = """
@@ -36,7 +37,7 @@ with torch.inference_mode():
 def verify_reload(model: PreTrainedModel, directory: Path, inputs: Mapping[str, NDArray[Any]]) -> float:
     """Loads the checkpoint in a fresh process and compares the first output (logits, mostly) with ``model``'s.
 
-    skillprune is imported there only where the checkpoint needs it, and code is trusted only where it carries some.
+    skillprune is imported there only where the checkpoint needs it, and code is trusted only where skillprune wrote it.
 
     Returns:
         The largest absolute difference.
@@ -58,7 +59,11 @@ def verify_reload(model: PreTrainedModel, directory: Path, inputs: Mapping[str, 
 
 def _output_of_fresh_process(name: str, directory: Path, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    auto_map = {pruned.rpartition(".")[2]: auto for auto, pruned in config.get("auto_map", {}).items()}
+    auto_map = {
+        pruned.removeprefix(f"{MODULE}."): auto
+        for auto, pruned in config.get("auto_map", {}).items()
+        if isinstance(pruned, str) and pruned.startswith(f"{MODULE}.")
+    }
     loader = next((auto for pruned, auto in auto_map.items() if pruned == name), name)
     plugin = "import skillprune" if "quantization_config" in config else ""
     script = _READ_BACK.format(imports=plugin, trust=bool(auto_map))

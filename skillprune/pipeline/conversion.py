@@ -23,7 +23,8 @@ Dtype = Literal["float32", "float16", "bfloat16"]
 
 _CARD = "README.md"
 _WRITTEN_ANEW = {"config.json", "generation_config.json", "skillprune.json", "modeling_skillprune.py", _CARD}
-_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".data"}
+_LEFT_BEHIND = {".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".data", ".py"}
+"""Weights, and code."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def _companions(source: Path) -> list[Path]:
         if path.is_file()
         and path.name not in _WRITTEN_ANEW
         and not path.name.startswith(".")
-        and not _WEIGHTS.intersection(path.suffixes)
+        and not _LEFT_BEHIND.intersection(path.suffixes)
     ]
 
 

@@ -264,12 +264,13 @@ class Run:
 
     def _test(self) -> Quality:
         """Models are asked one after the other, each loaded anew; the last one is what is shipped."""
+        device_map = self.recipe.model.device_map
         models: dict[str, Callable[[], PreTrainedModel]] = {
             "dense": lambda: float32_model(self.recipe, "sdpa"),
-            "pruned": lambda: self._load(self._pruned_path),
+            "pruned": lambda: self._load(self._pruned_path, device_map=device_map),
         }
         if self.recovered.training is not None:
-            models["recovered"] = self._final_model
+            models["recovered"] = lambda: self._load(self._model_path, device_map=device_map)
         metric, subject = self.task.metric, self._detection.subject
         outcomes = {
             name: judge_split(
@@ -296,9 +297,9 @@ class Run:
     def _final_model(self, attention: Attention = "sdpa") -> PreTrainedModel:
         return self._load(self._model_path, attention)
 
-    def _load(self, path: Path, attention: Attention = "sdpa") -> PreTrainedModel:
+    def _load(self, path: Path, attention: Attention = "sdpa", device_map: str | None = None) -> PreTrainedModel:
         kind = self.recipe.task.type
-        return load_model(path, task_type=kind, dtype="float32", attention=attention)
+        return load_model(path, task_type=kind, dtype="float32", attention=attention, device_map=device_map)
 
     def _refuse_unprunable(self) -> None:
         """Models with weights elsewhere are scored and planned for, and no more."""
