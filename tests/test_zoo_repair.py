@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,11 +14,15 @@ from zoo import ZOO, here
 from zoo_checks import plan_of
 
 from skillprune.data import NO_TARGET, Batch
-from skillprune.families import find_ffns
+from skillprune.families import FFN, by_stack, find_ffns
+from skillprune.progress import silent
 from skillprune.repair import prune_and_repair_
+from skillprune.repair.calibration import can_be_walked
+from skillprune.repair.carry import advance, trace
 from skillprune.surgery import prune_
 
-specimens = pytest.mark.parametrize("name", [name for name in here() if ZOO[name].reads in {"text", "text to text"}])
+WRITTEN = [name for name in here() if ZOO[name].reads in {"text", "text to text"}]
+specimens = pytest.mark.parametrize("name", WRITTEN)
 
 
 def batches_of(name: str, seeds: range) -> list[Batch]:
@@ -64,3 +72,39 @@ def test_where_every_neuron_stays_nothing_changes(name: str) -> None:
     assert prune_and_repair_(model, plan_of(specimen, (10**6,) * 3), batches_of(name, range(4))) == ()
     for (key, value), (_, expected) in zip(model.named_parameters(), specimen.model().named_parameters(), strict=True):
         assert torch.equal(value, expected), key
+
+
+def shorter(batch: Batch, tokens: int) -> Batch:
+    """The first tokens of every text."""
+    inputs = {name: tensor[:, :tokens] for name, tensor in batch.inputs.items()}
+    return replace(batch, inputs=inputs, special=batch.special[:, :tokens])
+
+
+@pytest.mark.parametrize("name", [name for name in WRITTEN if can_be_walked(find_ffns(ZOO[name].model()))])
+def test_carried_states_are_those_of_a_forward_pass_whatever_the_lengths(name: str) -> None:
+    model = ZOO[name].model().eval()
+    whole, *others = batches_of(name, range(3))
+    batches = [whole, *(shorter(batch, tokens) for batch, tokens in zip(others, (6, 5), strict=True))]
+    for ffns in by_stack(find_ffns(model)).values():
+        traced = trace(model, ffns, batches, silent)
+        for number, batch in enumerate(batches):
+            with torch.no_grad(), leaving(ffns) as real:
+                model(**batch.inputs)
+            hidden = traced.hidden[number]
+            for layer, ffn in enumerate(ffns):
+                hidden = advance(ffn, hidden, traced.calls[layer][number])
+                torch.testing.assert_close(hidden, real[layer], atol=1e-5, rtol=1e-4)
+
+
+@contextmanager
+def leaving(ffns: Sequence[FFN]) -> Iterator[list[Tensor]]:
+    """What leaves every block, bottom to top."""
+    found: list[Tensor] = []
+    with ExitStack() as hooks:
+        for ffn in ffns:
+            hooks.callback(
+                ffn.block.register_forward_hook(
+                    lambda _, __, given: found.append((given[0] if isinstance(given, tuple) else given).clone())
+                ).remove
+            )
+        yield found

@@ -86,15 +86,18 @@ def trace(model: PreTrainedModel, ffns: Sequence[FFN], batches: Sequence[Batch],
 
 @contextmanager
 def _watched(ffn: FFN, remember: Callable[[int, tuple[Any, ...], dict[str, Any]], Tensor]) -> Iterator[None]:
-    """Tells of every call of a block; from the second on the block hands its hidden states through untouched."""
+    """Tells of every call of a block; from the second on the block hands its hidden states through untouched.
+
+    A block that gives tensors beside them runs every time: T5's hand the bias of positions on to the next ones.
+    """
     real, before = ffn.block.forward, vars(ffn.block).get("forward")
     beside: list[tuple[Any, ...] | None] = []  # what the block gives beside hidden states, None if it gives no tuple
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         hidden = remember(ffn.layer, args, kwargs)
-        if not beside:
+        if not beside or any(isinstance(given, Tensor) for given in beside[0] or ()):
             output = real(*args, **kwargs)
-            beside.append(output[1:] if isinstance(output, tuple) else None)
+            beside[:] = [output[1:] if isinstance(output, tuple) else None]
             return output
         return hidden if beside[0] is None else (hidden, *beside[0])
 
