@@ -76,11 +76,12 @@ class Several(Bank):
     @property
     def matrices(self) -> tuple[Matrix, ...]:
         """One per expert."""
-        return tuple(matrix_at(expert, self.path, type(expert).__name__) for expert in self.module.children())
+        return tuple(self.of(expert) for expert in range(len(list(self.module.children()))))
 
     def of(self, expert: int) -> Matrix:
         """The expert's own."""
-        return self.matrices[expert]
+        found = self.module.get_submodule(str(expert))
+        return matrix_at(found, self.path, type(found).__name__)
 
     @property
     def weight(self) -> Tensor:
