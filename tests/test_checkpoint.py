@@ -329,6 +329,28 @@ def test_a_source_knows_what_it_is(tmp_path: Path) -> None:
     assert load_source(ModelSpec(name=str(directory), dtype="bfloat16")).model.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("shard", ["1GB", "5KB"], ids=["one file", "shards"])
+def test_where_no_config_says_how_weights_are_stored_they_do(tmp_path: Path, shard: str) -> None:
+    directory = save(tiny_bert(), tmp_path / "model")
+    tiny_bert().half().save_pretrained(directory, max_shard_size=shard)
+    if shard == "5KB":
+        (directory / "model.safetensors").unlink()
+    said = {name: value for name, value in config_of(directory).items() if name not in {"dtype", "torch_dtype"}}
+    (directory / "config.json").write_text(json.dumps(said))
+    assert load_source(ModelSpec(name=str(directory))).dtype == torch.float16
+
+
+def test_a_special_token_without_an_embedding_is_none_that_a_text_has(tmp_path: Path) -> None:
+    directory, tokenizer = save(tiny_bert(), tmp_path / "model"), small_tokenizer()
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    tokenizer.save_pretrained(directory)
+    assert len(load_source(ModelSpec(name=str(directory))).tokenizer) == VOCABULARY + 1
+    tokenizer.add_tokens(["picture"])
+    tokenizer.save_pretrained(directory)
+    with pytest.raises(CheckpointError, match=f"has {VOCABULARY + 2} tokens, the model embeds only {VOCABULARY}"):
+        load_source(ModelSpec(name=str(directory)))
+
+
 def test_the_fingerprint_is_that_of_the_content(tmp_path: Path) -> None:
     directory = save(tiny_bert(), tmp_path / "a")
     first = fingerprint(directory)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import onnx
 import pytest
@@ -13,9 +13,9 @@ import torch
 from runs import KEPT, LAYERS, WIDTH, invoke, read_json, set_up, write_recipe
 from transformers import AutoModelForSequenceClassification
 
-from skillprune.checkpoint import FORMATS, Format, load_stored
+from skillprune.checkpoint import load_stored
 from skillprune.families import find_ffns
-from skillprune.recipe import CheckpointSpec, load_recipe
+from skillprune.recipe import load_recipe
 
 UNEVEN = {"keep_ratio": KEPT / WIDTH, "round_to": 8, "keep_layers": [0]}
 WIDTHS = [WIDTH, KEPT, KEPT]
@@ -30,11 +30,6 @@ def carried_out(folder: Path, command: str = "prune", **sections: Any) -> Path:
 
 def widths_at(directory: Path) -> list[int]:
     return [ffn.width for ffn in find_ffns(load_stored(directory)[0])]
-
-
-def test_recipes_know_the_forms_that_checkpoints_have() -> None:
-    asked = get_args(CheckpointSpec.model_fields["format"].annotation)
-    assert asked == get_args(Format) == ("auto", *FORMATS)
 
 
 @pytest.mark.parametrize(

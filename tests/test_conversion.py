@@ -19,12 +19,12 @@ from transformers import PreTrainedModel
 from zoo import ZOO, here
 
 import skillprune
-from skillprune.checkpoint import FORMATS, Written, load_source, load_stored, read_record, save_pruned
+from skillprune.checkpoint import load_source, load_stored, read_record, save_pruned
 from skillprune.errors import CheckpointError, OutputError, ParityError, PlanMismatch
 from skillprune.families import find_ffns
 from skillprune.pipeline.modalities import arbitrary_inputs
 from skillprune.planning import Costs, PruningPlan
-from skillprune.recipe import ModelSpec
+from skillprune.recipe import FORMS, Form, ModelSpec
 from skillprune.surgery import prune_
 
 COSTS = Costs(0, 0, 0, 0, 0)
@@ -39,7 +39,7 @@ assert "skillprune" not in sys.modules
 torch.save(model.eval()(**torch.load(inputs))[0].detach(), directory + "/found.pt")
 """
 
-forms = pytest.mark.parametrize("form", FORMATS)
+forms = pytest.mark.parametrize("form", FORMS)
 
 
 def pruned(name: str, widths: dict[str, tuple[int, ...]]) -> PreTrainedModel:
@@ -59,7 +59,7 @@ def uneven(tmp_path: Path) -> Path:
     return write(tmp_path / "uneven", "per-layer")
 
 
-def write(directory: Path, form: Written, model: PreTrainedModel | None = None) -> Path:
+def write(directory: Path, form: Form, model: PreTrainedModel | None = None) -> Path:
     save_pruned(model or bert(), make_tokenizer(), directory, dtype=torch.float32, form=form, history=HISTORY)
     return directory
 
@@ -85,13 +85,13 @@ def alone(tmp_path: Path, directory: Path, *, trust: bool, name: str | None = No
     )
 
 
-@pytest.mark.parametrize("before", FORMATS)
-def test_every_form_becomes_every_other_and_stays_the_same_model(tmp_path: Path, before: Written) -> None:
+@pytest.mark.parametrize("before", FORMS)
+def test_every_form_becomes_every_other_and_stays_the_same_model(tmp_path: Path, before: Form) -> None:
     even = before == "uniform"
     model = pruned("bert", {"encoder": (8, 8, 8)}) if even else bert()
     source = write(tmp_path / "source", before, model)
     kept = tree(source)
-    for form in FORMATS if even else FORMATS[1:]:
+    for form in FORMS if even else FORMS[1:]:
         done = skillprune.convert_checkpoint(source, tmp_path / form, form=form)
         assert (done.form_before, done.form, done.dtype) == (before, form, "float32")
         again, record = load_stored(tmp_path / form)
@@ -104,7 +104,7 @@ def test_every_form_becomes_every_other_and_stays_the_same_model(tmp_path: Path,
 
 
 @pytest.mark.parametrize(("form", "trust"), [("uniform", False), ("padded", False), ("auto_map", True)])
-def test_what_needs_no_plugin_loads_without_one(tmp_path: Path, form: Written, trust: bool) -> None:
+def test_what_needs_no_plugin_loads_without_one(tmp_path: Path, form: Form, trust: bool) -> None:
     model = pruned("bert", {"encoder": (8, 8, 8)}) if form == "uniform" else bert()
     source = write(tmp_path / "source", "per-layer", model)
     skillprune.convert_checkpoint(source, tmp_path / "out", form=form)
@@ -115,7 +115,7 @@ def test_what_needs_no_plugin_loads_without_one(tmp_path: Path, form: Written, t
 
 @pytest.mark.parametrize("form", ["per-layer", "auto_map"])
 @pytest.mark.parametrize("name", ["AutoModelForSequenceClassification", "BertModel"])
-def test_without_plugin_and_without_trust_loading_fails_loudly(tmp_path: Path, form: Written, name: str) -> None:
+def test_without_plugin_and_without_trust_loading_fails_loudly(tmp_path: Path, form: Form, name: str) -> None:
     done = alone(tmp_path, write(tmp_path / "out", form), trust=False, name=name)
     assert done.returncode != 0
     assert "size mismatch" in done.stderr or "mismatched" in done.stderr, done.stderr
@@ -309,12 +309,34 @@ def test_a_checkpoint_of_the_first_version_has_no_record_and_converts(uneven: Pa
 
 
 @forms
-def test_a_run_can_start_from_any_form_and_sees_the_real_widths(tmp_path: Path, form: Written) -> None:
+def test_a_run_can_start_from_any_form_and_sees_the_real_widths(tmp_path: Path, form: Form) -> None:
     model = pruned("bert", {"encoder": (8, 8, 8)}) if form == "uniform" else bert()
     source = load_source(ModelSpec(name=str(write(tmp_path / "source", form, model))))
     assert [ffn.width for ffn in find_ffns(source.model)] == [ffn.width for ffn in find_ffns(model)]
     assert [dict(entry) for entry in source.history] == list(HISTORY)
     torch.testing.assert_close(logits(source.model), logits(model), atol=1e-5, rtol=0)
+
+
+READ_FROM_HUB = """
+from skillprune.checkpoint import load_source
+from skillprune.families import find_ffns
+from skillprune.recipe import ModelSpec
+import json
+source = load_source(ModelSpec(name="someone/padded"))
+print(json.dumps([[ffn.width for ffn in find_ffns(source.model)], len(source.history), source.hub_id]))
+"""
+
+
+def test_a_padded_checkpoint_on_the_hub_has_its_real_widths_too(tmp_path: Path) -> None:
+    """In the cache, as a download leaves it."""
+    cached, commit = tmp_path / "hub" / "models--someone--padded", "0" * 40
+    write(cached / "snapshots" / commit, "padded")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", READ_FROM_HUB], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [[ffn.width for ffn in find_ffns(bert())], len(HISTORY), "someone/padded"]
 
 
 @pytest.mark.parametrize("name", here())

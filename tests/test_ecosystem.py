@@ -29,10 +29,11 @@ from transformers import (
 )
 
 import skillprune
-from skillprune.checkpoint import Written, load_stored, save_pruned
+from skillprune.checkpoint import load_stored, save_pruned
 from skillprune.errors import UnsupportedArchitecture
 from skillprune.families import by_stack, find_ffns
 from skillprune.planning import Costs, PruningPlan
+from skillprune.recipe import Form
 from skillprune.surgery import prune_
 
 COSTS = Costs(0, 0, 0, 0, 0)
@@ -50,7 +51,7 @@ def pruned(model: PreTrainedModel, widths: tuple[int, ...] = UNEVEN) -> PreTrain
     return prune_(model, PruningPlan(keep, before, "test", {}, 1, COSTS, COSTS))
 
 
-def written(directory: Path, form: Written = "per-layer") -> Path:
+def written(directory: Path, form: Form = "per-layer") -> Path:
     save_pruned(pruned(make_model()), make_tokenizer(), directory, dtype=torch.float32, form=form)
     return directory
 
@@ -104,7 +105,7 @@ def accelerate_reset() -> Iterator[None]:
 
 @pytest.mark.usefixtures("accelerate_reset")
 @pytest.mark.parametrize("form", ["per-layer", "padded"])
-def test_the_trainer_takes_a_step_and_what_it_saves_is_loaded_and_converted(tmp_path: Path, form: Written) -> None:
+def test_the_trainer_takes_a_step_and_what_it_saves_is_loaded_and_converted(tmp_path: Path, form: Form) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(written(tmp_path / "pruned", form), dtype=torch.float32)
     rows = [{name: each[0] for name, each in make_tokenizer()([text], return_tensors="pt").items()} for text in TEXTS]
     examples = [

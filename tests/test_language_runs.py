@@ -9,11 +9,13 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from runs import SIZES, WORDS, invoke, make_tokenizer, read_json, tree, write_recipe
 from tiny import tiny_bart, tiny_bert_masked_lm, tiny_llama
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from zoo import ZOO
 
 from skillprune.families import find_ffns
 
@@ -110,18 +112,26 @@ def test_what_is_not_exported_is_neither_written_nor_timed(tmp_path: Path, kind:
     assert not (tmp_path / "out").exists()
 
 
-def perplexity_of(directory: Path, texts: Path) -> float:
-    """Text by text, token by token."""
+def losses_of(directory: Path, texts: Path) -> np.ndarray:
+    """Text by text, token by token: the sum of the losses and how many there are, ``(texts, 2)``."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(directory).eval(), make_tokenizer()
-    total, count = 0.0, 0
+    found = []
     with texts.open(newline="") as file, torch.no_grad():
         for row in csv.DictReader(file):
             ids = tokenizer(row["text"], return_tensors="pt")["input_ids"]
             chances = model(input_ids=ids).logits[0].double().log_softmax(dim=-1)
-            for place, token in enumerate(ids[0, 1:].tolist()):
-                total -= float(chances[place, token])
-                count += 1
+            lost = [-float(chances[place, token]) for place, token in enumerate(ids[0, 1:].tolist())]
+            found.append((sum(lost), len(lost)))
+    return np.array(found)
+
+
+def perplexity(losses: np.ndarray) -> float:
+    total, count = losses.sum(axis=0)
     return math.exp(total / count)
+
+
+def perplexity_of(directory: Path, texts: Path) -> float:
+    return perplexity(losses_of(directory, texts))
 
 
 def test_perplexity_is_what_a_loop_over_stock_models_finds(tmp_path: Path) -> None:
@@ -152,11 +162,33 @@ def test_a_demand_on_perplexity_is_a_share_of_the_dense_models(tmp_path: Path) -
 
 
 def test_the_smallest_model_within_a_floor_of_perplexity(tmp_path: Path) -> None:
-    recipe = set_up(tmp_path, "language-modeling", plan={"max_drop": 0.05, "round_to": 8})
-    planned = invoke("plan", recipe, "--output", tmp_path / "out")
-    assert planned.code in {0, 1}, planned.text
-    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
-    assert plan["budget"]["max_drop"] == 0.05
+    scoring = {"criterion": "wanda", "examples": 24, "batch_size": 8}
+    recipe = set_up(tmp_path, "language-modeling", scoring=scoring)
+    texts, lost = tmp_path / "data" / "validation.csv", {}
+    dense, rng = losses_of(tmp_path / "model", texts), np.random.default_rng(0)
+    draws = [rng.integers(len(dense), size=len(dense)) for _ in range(4000)]
+    for width in (8, 16, 24):
+        out = tmp_path / str(width)
+        assert invoke("prune", recipe, "--output", out, "--set", f"plan.keep_ratio={width / WIDTH}").code == 0
+        pruned = losses_of(out / "model", texts)
+        margin = np.std([perplexity(pruned[rows]) / perplexity(dense[rows]) for rows in draws])
+        lost[width] = perplexity(pruned) / perplexity(dense) - 1 + margin
+    assert lost[24] < lost[16] < lost[8]
+    floors = {16: (lost[16] + lost[8]) / 2, 24: (lost[24] + lost[16]) / 2}
+    for width, floor in floors.items():
+        out = tmp_path / f"within {floor}"
+        options = ("--set", "plan.keep_ratio=null", "--set", f"plan.max_drop={floor}")
+        planned = invoke("plan", recipe, "--output", out, *options)
+        assert planned.code == 0, planned.text
+        assert {len(kept) for kept in json.loads((out / "plan.json").read_text())["keep"]["decoder"]} == {width}
+
+
+def test_a_form_that_no_config_has_a_place_for_is_refused_before_anything_is_done(tmp_path: Path) -> None:
+    recipe = set_up(tmp_path, "language-modeling", checkpoint={"format": "uniform"})
+    ZOO["bloom"].model().save_pretrained(tmp_path / "model")
+    refused = invoke("run", recipe, "--output", tmp_path / "out")
+    assert refused.code == 2 and not (tmp_path / "out").exists()
+    assert "no config of bloom can say how wide the layers of its decoder are" in refused.text
 
 
 def test_the_tokenizer_of_targets_goes_with_the_checkpoint(tmp_path: Path) -> None:

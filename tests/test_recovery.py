@@ -345,6 +345,21 @@ def test_a_model_that_training_only_harms_stays_as_it_was() -> None:
     assert differing(before, values(student)) == set()
 
 
+@pytest.mark.parametrize("family", ["bert", "llama", "bart"])
+def test_the_distance_on_validation_is_the_mean_over_all_answers_however_batches_share_them(family: str) -> None:
+    dense, batches = TINY_ALL[family](), batches_for(family)
+    student, settings = halved(dense), replace(SETTINGS, epochs=0, hidden_weight=0.0)
+    done = recover_(put(family, student), put(family, dense), batches, batches, settings, metric="loss")
+    total, answered = 0.0, 0
+    for batch in batches:
+        real = slice(None) if batch.targets is None else batch.targets != NO_TARGET
+        with torch.no_grad():
+            said, wanted = (model(**batch.inputs).logits[real] for model in (student, dense))
+        total += len(said) * naive_divergence(said, wanted, settings.temperature)
+        answered += len(said)
+    assert done.epochs[0].loss == pytest.approx(total / answered, rel=1e-4)
+
+
 def test_without_epochs_it_only_looks() -> None:
     dense = tiny_bert()
     student = halved(dense)

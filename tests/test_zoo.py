@@ -14,8 +14,9 @@ from zoo import ZOO
 from zoo_checks import CHECKS, LINE, check_read_back, known, output_of, plan_of, prepare, read_back, says_widths, write
 
 import skillprune
-from skillprune.checkpoint import Attention, Written, load_model
+from skillprune.checkpoint import Attention, load_model
 from skillprune.families import FAMILIES
+from skillprune.recipe import Form
 
 VERIFIED: dict[str, dict[str, list[str]]] = json.loads(
     (ROOT / "skillprune" / "families" / "verified.json").read_text(encoding="utf-8")
@@ -85,7 +86,7 @@ def test_a_wrong_answer_and_a_failed_load_are_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["uniform", "padded", "per-layer"])
-def test_the_other_line_of_transformers_reads_what_this_one_wrote(form: Written, tmp_path: Path) -> None:
+def test_the_other_line_of_transformers_reads_what_this_one_wrote(form: Form, tmp_path: Path) -> None:
     other = os.environ.get("SKILLPRUNE_OTHER_PYTHON")
     if not other:
         pytest.skip("SKILLPRUNE_OTHER_PYTHON names no interpreter with the other line of transformers")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from zoo_checks import plan_of
 from skillprune.data import NO_TARGET, Batch
 from skillprune.families import FFN, by_stack, find_ffns
 from skillprune.progress import silent
-from skillprune.repair import prune_and_repair_
+from skillprune.repair import prune_and_repair_, states
 from skillprune.repair.calibration import can_be_walked
 from skillprune.repair.carry import advance, trace
 from skillprune.surgery import prune_
@@ -63,6 +64,25 @@ def test_the_repaired_model_is_nearer_to_the_dense_one_on_texts_it_has_not_seen(
         near += float((answers(repaired, unseen) - wanted).norm())
         far += float((answers(cut, unseen) - wanted).norm())
     assert near < far
+
+
+@pytest.mark.parametrize("name", ["t5", "t5-gated"])
+def test_a_down_projection_kept_in_float32_is_repaired_in_a_model_in_float16(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specimen, batches = ZOO[name], batches_of(name, range(12))
+    specimen.model().save_pretrained(tmp_path)
+    plan, found = plan_of(specimen, (16, 8, 16)), []
+    for dtype, share in ((torch.float32, 0.1), (torch.float16, 0.1), (torch.float16, 0.0)):
+        monkeypatch.setattr(states, "MEMORY_SHARE", share)
+        model = type(specimen.model()).from_pretrained(tmp_path, dtype=dtype).eval()
+        assert find_ffns(model)[0].down.weight.dtype == torch.float32
+        errors = prune_and_repair_(model, plan, batches)
+        found.append([(error.before, error.after) for error in errors])
+    whole, in_memory, on_disk = found
+    assert in_memory == on_disk
+    for half, full in zip(in_memory, whole, strict=True):
+        assert half == pytest.approx(full, rel=0.05)
 
 
 @specimens

@@ -249,7 +249,10 @@ ZOO: dict[str, Specimen] = {
         _reader("bert", "Bert"),
         _reader("electra", "Electra", embedding_size=8),
         _reader("mpnet", "MPNet"),
-        _reader("deberta-v2", "DebertaV2", _DEBERTA),
+        *_options(
+            _reader("deberta-v2", "DebertaV2", _DEBERTA),
+            {"plain": {"conv_kernel_size": 0}, "convolved": {"conv_kernel_size": 3}},
+        ),
         _reader("roberta", "Roberta"),
         _reader("xlm-roberta", "XLMRoberta"),
         _reader("camembert", "Camembert"),

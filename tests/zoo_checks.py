@@ -24,16 +24,17 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from zoo import ZOO, Specimen
 
-from skillprune.checkpoint import Written, loader_of, save_pruned
+from skillprune.checkpoint import loader_of, save_pruned
 from skillprune.families import FAMILIES, FFN, base_model, by_stack, find_ffns
 from skillprune.planning import Costs, PruningPlan
+from skillprune.recipe import Form
 from skillprune.surgery import masked, prune_
 
 ROOT = Path(__file__).resolve().parents[1]
 LINE = "4.57" if transformers.__version__.startswith("4.57") else "5.x"
 """The line of transformers that is installed, as ``verified.json`` calls it."""
 
-PLAIN: tuple[Written, ...] = ("uniform", "padded", "auto_map")
+PLAIN: tuple[Form, ...] = ("uniform", "padded", "auto_map")
 """Forms that are read without skillprune."""
 
 WITHOUT_BASE = {("4.57", "gemma3_text")}
@@ -96,7 +97,7 @@ def prepare(names: Iterable[str], folder: Path) -> None:
     read_back([*(folder / "per-layer").glob("*")], plugin=True)
 
 
-def write(specimen: Specimen, form: Written, directory: Path) -> None:
+def write(specimen: Specimen, form: Form, directory: Path) -> None:
     """Writes a pruned specimen into ``model/``, and beside it what it reads and what it computes."""
     model = pruned(specimen, _EVEN if form == "uniform" else _UNEVEN)
     directory.mkdir(parents=True)
@@ -261,7 +262,7 @@ def spreads_over_devices(specimen: Specimen, folder: Path) -> None:
     assert any(each.device.type == "meta" for each in spread.get_submodule(block).parameters()), "nothing is on disk"
 
 
-def _reloads(form: Written) -> Callable[[Specimen, Path], None]:
+def _reloads(form: Form) -> Callable[[Specimen, Path], None]:
     return lambda specimen, folder: check_read_back(folder / form / specimen.name)
 
 

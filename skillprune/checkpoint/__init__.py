@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from skillprune.checkpoint.formats import FORMATS, Format, Written, uneven_widths
+    from skillprune.checkpoint.formats import uneven_widths
     from skillprune.checkpoint.load import Attention, Source, fingerprint, load_model, load_source
     from skillprune.checkpoint.modelling import loader_of
     from skillprune.checkpoint.record import Record, read_record
@@ -18,12 +18,9 @@ if TYPE_CHECKING:
     from skillprune.checkpoint.verify import verify_reload
 
 __all__ = [
-    "FORMATS",
     "Attention",
-    "Format",
     "Record",
     "Source",
-    "Written",
     "fingerprint",
     "load_model",
     "load_source",
@@ -39,7 +36,7 @@ _HOME = {
     **dict.fromkeys(("Attention", "Source", "fingerprint", "load_model", "load_source"), "load"),
     "load_stored": "stored",
     "loader_of": "modelling",
-    **dict.fromkeys(("FORMATS", "Format", "Written", "uneven_widths"), "formats"),
+    "uneven_widths": "formats",
     **dict.fromkeys(("Record", "read_record"), "record"),
     "save_pruned": "save",
     "verify_reload": "verify",

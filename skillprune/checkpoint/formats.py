@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -19,13 +19,7 @@ from skillprune.checkpoint.modelling import MODULE, WIDTHS_KEY, auto_classes, mo
 from skillprune.checkpoint.quantizer import SkillPruneConfig
 from skillprune.errors import CheckpointError
 from skillprune.families import by_stack, config_value, config_widths, find_ffns, set_config_value_
-
-Format = Literal["auto", "uniform", "per-layer", "padded", "auto_map"]
-"""``auto`` is ``uniform`` where the config can say every width, and ``per-layer`` elsewhere."""
-
-Written = Literal["uniform", "per-layer", "padded", "auto_map"]
-
-FORMATS: tuple[Written, ...] = get_args(Written)
+from skillprune.recipe import Form, Format
 
 Widths = dict[str, list[int]]
 
@@ -43,7 +37,7 @@ class Extras:
     config: Mapping[str, Any] = field(default_factory=dict)
 
 
-def choose(model: PreTrainedModel, asked: Format) -> Written:
+def choose(model: PreTrainedModel, asked: Format) -> Form:
     """The form a model is written in.
 
     Raises:
@@ -60,7 +54,7 @@ def choose(model: PreTrainedModel, asked: Format) -> Written:
     return asked
 
 
-def prepared(model: PreTrainedModel, form: Written) -> AbstractContextManager[Extras]:
+def prepared(model: PreTrainedModel, form: Form) -> AbstractContextManager[Extras]:
     """Makes a model ready to be saved in some form; afterwards its layers are as they were."""
     return _FORMS[form](model)
 
@@ -135,7 +129,7 @@ def _forget_widths_(model: PreTrainedModel) -> None:
         vars(model.config).pop("_pre_quantization_dtype", None)
 
 
-_FORMS: dict[Written, Callable[[PreTrainedModel], AbstractContextManager[Extras]]] = {
+_FORMS: dict[Form, Callable[[PreTrainedModel], AbstractContextManager[Extras]]] = {
     "uniform": _as_uniform,
     "per-layer": _as_per_layer,
     "padded": _as_padded,

@@ -26,6 +26,7 @@ from transformers import (
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from skillprune.checkpoint.files import dtype_of
 from skillprune.checkpoint.quantizer import METHOD
 from skillprune.checkpoint.reading import unpad_, without_code_
 from skillprune.checkpoint.record import read_record
@@ -134,23 +135,23 @@ def load_source(
     return Source(
         model=model,
         tokenizer=tokenizer,
-        dtype=_stored_dtype(config),
+        dtype=_stored_dtype(config, location, spec.revision),
         fingerprint=fingerprint(directory) if directory.is_dir() else _digest(location, _commit(config, spec)),
         hub_id=None if directory.is_dir() else location,
         target_tokenizer=writer,
-        history=_history(directory),
+        history=_history(location, spec.revision),
     )
 
 
-def _stored_dtype(config: PretrainedConfig) -> torch.dtype:
-    """What the weights are stored in, as the config says."""
+def _stored_dtype(config: PretrainedConfig, location: str, revision: str | None) -> torch.dtype:
+    """What the weights are stored in, as the config says or, if it does not, they themselves."""
     stored = getattr(config, "dtype", None)
-    return stored if isinstance(stored, torch.dtype) else torch.float32
+    return stored if isinstance(stored, torch.dtype) else dtype_of(location, revision)
 
 
-def _history(directory: Path) -> tuple[Mapping[str, Any], ...]:
-    """What was pruned before, as far as the directory tells."""
-    record = read_record(directory) if directory.is_dir() else None
+def _history(location: str, revision: str | None) -> tuple[Mapping[str, Any], ...]:
+    """What was pruned before, as far as the checkpoint tells."""
+    record = read_record(location, revision)
     return () if record is None else tuple(record.history)
 
 
@@ -192,7 +193,7 @@ def load_model(
         )
     loaded: PreTrainedModel = model.eval()
     _refuse_two_way(loaded, location, task_type)
-    record = read_record(Path(location))
+    record = read_record(location, revision)
     if record is not None and record.form == "padded":
         unpad_(loaded, record)
     return loaded
@@ -277,10 +278,11 @@ def _fit_tokenizer_(tokenizer: Tokenizer, model: PreTrainedModel) -> None:
     """Limits the tokenizer to the inputs the model can read.
 
     Raises:
-        CheckpointError: it has more tokens than the model has embeddings.
+        CheckpointError: it has more tokens than the model has embeddings, special ones left out, which no text has.
     """
-    rows = model.config.vocab_size
-    if len(tokenizer) > rows:
+    rows = getattr(model.config.get_text_config(), "vocab_size", sys.maxsize)
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    if any(number >= rows and token not in special for token, number in tokenizer.get_vocab().items()):
         raise CheckpointError(f"the tokenizer has {len(tokenizer)} tokens, the model embeds only {rows}")
     tokenizer.model_max_length = min(tokenizer.model_max_length, position_limit(model.config) or sys.maxsize)
 

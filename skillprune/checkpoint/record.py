@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from skillprune.checkpoint.formats import FORMATS, Widths, Written
+from skillprune.checkpoint.files import file_of
+from skillprune.checkpoint.formats import Widths
 from skillprune.errors import CheckpointError
+from skillprune.recipe import FORMS, Form
 
 NAME = "skillprune.json"
 _FORMAT = "skillprune-checkpoint-1"
@@ -25,7 +27,7 @@ class Record:
         history: every pruning that led here, the first one first.
     """
 
-    form: Written
+    form: Form
     widths: Widths
     history: Sequence[Mapping[str, Any]] = ()
 
@@ -36,18 +38,18 @@ def write_record(record: Record, directory: Path) -> None:
     (directory / NAME).write_text(text + "\n", encoding="utf-8")
 
 
-def read_record(directory: Path) -> Record | None:
-    """What a checkpoint directory says; none if nothing was pruned there.
+def read_record(location: str | Path, revision: str | None = None) -> Record | None:
+    """What a checkpoint's directory or hub id says; none if nothing was pruned there.
 
     Raises:
         CheckpointError: the file is there and cannot be understood.
     """
-    path = directory / NAME
-    if not path.is_file():
+    path = file_of(location, NAME, revision)
+    if path is None:
         return None
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        if fields.pop("format") != _FORMAT or fields["form"] not in FORMATS:
+        if fields.pop("format") != _FORMAT or fields["form"] not in FORMS:
             raise CheckpointError(f"{path}: not a record of a format this version knows")
         return Record(fields["form"], dict(fields["widths"]), tuple(fields["history"]))
     except (KeyError, TypeError, ValueError, AttributeError) as broken:

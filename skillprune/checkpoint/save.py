@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from skillprune.checkpoint.formats import Format, Written, choose, prepared, widths_of
+from skillprune.checkpoint.formats import choose, prepared, widths_of
 from skillprune.checkpoint.record import Record, write_record
+from skillprune.recipe import Form, Format
 
 
 def save_pruned(
@@ -22,7 +23,7 @@ def save_pruned(
     dtype: torch.dtype,
     form: Format = "auto",
     history: Sequence[Mapping[str, Any]] = (),
-) -> Written:
+) -> Form:
     """Writes config, safetensors weights and tokenizer, in ``dtype``; casts the model to it in place.
 
     Layers of equal width make a stock checkpoint that anything loads. Uneven ones are named in the config, and

@@ -9,7 +9,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from skillprune.evaluation.outcomes import SHARES, Outcome
+from skillprune.evaluation.outcomes import Outcome
+from skillprune.recipe import SHARES
 
 AnyOutcome = TypeVar("AnyOutcome", bound=Outcome)
 

@@ -53,8 +53,8 @@ class Predictions:
         return len(self.labels)
 
     def value(self, metric: str) -> float:
-        """One of `SHARES`."""
-        return SHARES[metric](self.labels, self.predicted)
+        """One of the metrics that are shares."""
+        return _FORMULAS[metric](self.labels, self.predicted)
 
     def of(self, rows: Integers) -> Predictions:
         """The answers to some examples."""
@@ -118,8 +118,8 @@ def macro_f1(labels: Integers, predicted: Integers) -> float:
 METRICS: dict[str, Callable[[Integers, Integers], float]] = {"accuracy": accuracy, "macro_f1": macro_f1}
 """Metrics of chosen classes by the name a recipe uses."""
 
-SHARES: dict[str, Callable[[Integers, Integers], float]] = {**METRICS, "exact_match": accuracy}
-"""All metrics between 0 and 1, of which higher is better; a text that was written counts as one of many classes."""
+# A text that was written counts as one of many classes.
+_FORMULAS: dict[str, Callable[[Integers, Integers], float]] = {**METRICS, "exact_match": accuracy}
 
 
 def mcnemar(first: Predictions, second: Predictions) -> float:

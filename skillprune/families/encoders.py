@@ -22,7 +22,11 @@ MPNET = replace(
     BERT, attending=("attention.attn.q", "attention.attn.k", "attention.attn.v"), attention="attention.attn.o"
 )
 # The projections of its queries and keys also read relative positions, which nothing must be folded into.
-DEBERTA = replace(BERT, attending=())
+_DEBERTA = replace(BERT, attending=())
+DEBERTA = replace(_DEBERTA, when={"conv_kernel_size": 0})
+PLAIN_DEBERTA = replace(_DEBERTA, when={"conv_kernel_size": None})
+# The large ones lay a convolution of the embeddings over what their first block gives.
+CONVOLVED_DEBERTA = replace(_DEBERTA, interrupted=True)
 DISTILBERT = Stack(
     name="encoder",
     blocks="transformer.layer",

@@ -60,7 +60,7 @@ class Matrix:
 
     def __call__(self, read: Tensor) -> Tensor:
         """What the module gives."""
-        written: Tensor = self.module(read)
+        written: Tensor = self.module(read.to(self.weights[0].dtype))  # T5 in half precision keeps some in float32
         return written
 
     def lent_weight(self) -> Tensor:

@@ -21,7 +21,7 @@ FAMILIES: dict[str, Row] = {
     "codegen": ((decoders.CODEGEN,),),
     "cohere": ((decoders.COHERE,),),
     "data2vec-text": ((encoders.BERT,),),
-    "deberta-v2": ((encoders.DEBERTA,),),
+    "deberta-v2": ((encoders.PLAIN_DEBERTA, encoders.DEBERTA, encoders.CONVOLVED_DEBERTA),),
     "deit": ((encoders.VIT, encoders.NESTED_VIT),),
     "dinov2": ((encoders.DINOV2, encoders.NESTED_DINOV2),),
     "distilbert": ((encoders.DISTILBERT,),),

@@ -60,6 +60,7 @@ class Stack:
         between: path of the norm that the FFN's output goes through before it is added; attention's has one too then.
         side: which tokens the stack runs over.
         repeats: config attribute that says how often the list of blocks is run through; none for once.
+        interrupted: whether the model changes hidden states between blocks, so that they do not fit end to end.
         routing: how tokens find their experts; none in a plain FFN. With experts, paths of up, gate and down are
             relative to one of them.
         when: config attributes a model must have for this description of the stack to be the right one.
@@ -83,6 +84,7 @@ class Stack:
     between: str | None = None
     side: Side = "input"
     repeats: str | None = None
+    interrupted: bool = False
     routing: Routing | None = None
     when: Mapping[str, Any] = field(default_factory=dict)
 

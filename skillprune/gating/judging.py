@@ -11,7 +11,8 @@ from skillprune.evaluation import is_within
 from skillprune.gating import comparability
 from skillprune.gating.comparability import shape_of
 from skillprune.gating.values import MAX_SLOWDOWN, Check, Demands, Judgement
-from skillprune.report import LatencyRow, Report, facts, metrics, wording
+from skillprune.recipe import SHARES
+from skillprune.report import LatencyRow, Report, facts, wording
 
 DIGITS = 3
 """Decimals of printed ratios; more where fewer would not tell a number from its limit."""
@@ -166,7 +167,7 @@ def _drop_found(report: Report, digits: int = 2) -> str:
 
 def _unit(report: Report) -> tuple[str, float]:
     """The unit of a drop as a person reads it, and how many of it make one of ``max_drop``."""
-    if report.quality.metric in metrics.SHARES:
+    if report.quality.metric in SHARES:
         return "points", 100.0
     return ("%", 100.0) if report.quality.metric == "perplexity" else ("nats", 1.0)
 

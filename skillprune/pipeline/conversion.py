@@ -11,12 +11,13 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
-from skillprune.checkpoint import FORMATS, Record, Written, load_stored, loader_of, save_pruned, verify_reload
+from skillprune.checkpoint import Record, load_stored, loader_of, save_pruned, verify_reload
 from skillprune.errors import CheckpointError, OutputError
 from skillprune.pipeline.directory import replacing
 from skillprune.pipeline.modalities import arbitrary_inputs
 from skillprune.pipeline.saving import TARGET_TOKENIZER
 from skillprune.progress import Progress, silent
+from skillprune.recipe import FORMS, Form
 from skillprune.report import class_code, loading_section, with_loading_section
 
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -46,8 +47,8 @@ class Conversion:
 
     source: str
     output: str
-    form_before: Written
-    form: Written
+    form_before: Form
+    form: Form
     widths: Mapping[str, tuple[int, ...]]
     dtype: str
     bytes_before: int
@@ -73,7 +74,7 @@ def convert_checkpoint(
     source: str | Path,
     output: str | Path,
     *,
-    form: Written,
+    form: Form,
     dtype: Dtype | None = None,
     progress: Progress = silent,
 ) -> Conversion:
@@ -96,8 +97,8 @@ def convert_checkpoint(
         ResourceFailure: the disk failed.
     """
     source, output = Path(source), Path(output)
-    if form not in FORMATS:
-        raise CheckpointError(f"no form {form!r}; there are {', '.join(FORMATS)}")
+    if form not in FORMS:
+        raise CheckpointError(f"no form {form!r}; there are {', '.join(FORMS)}")
     _refuse_occupied(output)
     progress("load", 0, 1)
     model, record = load_stored(source)
@@ -125,7 +126,7 @@ def _write(
     source: Path,
     fresh: Path,
     *,
-    form: Written,
+    form: Form,
     dtype: torch.dtype,
     progress: Progress,
 ) -> float:

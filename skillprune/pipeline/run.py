@@ -26,7 +26,7 @@ from skillprune.pipeline.planner import Planner, float32_model
 from skillprune.pipeline.processes import is_main, join_processes
 from skillprune.pipeline.recoverer import losses_of, recoverer
 from skillprune.pipeline.results import Exports, Quality, Recovered
-from skillprune.pipeline.saving import save_checkpoint
+from skillprune.pipeline.saving import check_form, save_checkpoint
 from skillprune.planning import Prediction, PruningPlan, layers_of, load_plan, plan_to_json
 from skillprune.progress import Progress, silent
 from skillprune.prompts import Prompted, PromptSettings, load_prompt, save_prompt
@@ -92,6 +92,7 @@ class Run:
         )
         # Before the data is read: an unknown architecture or a layer that does not exist.
         layers_of(find_ffns(self.source.model), round_to=recipe.plan.round_to, keep_layers=recipe.plan.keep_layers)
+        check_form(recipe, self.source.model)
         if recipe.task.is_exported:
             check_shapes(self.source.tokenizer, recipe.benchmark.shapes)
         self.task = resolve_task(recipe.task, label_names(self.source.model))

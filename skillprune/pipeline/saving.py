@@ -8,6 +8,8 @@ from transformers import PreTrainedModel
 
 from skillprune.checkpoint import Source, save_pruned, verify_reload
 from skillprune.data import Batch
+from skillprune.errors import Problem, RecipeError
+from skillprune.families import find_ffns
 from skillprune.pipeline.directory import replacing
 from skillprune.pipeline.history import history_of
 from skillprune.planning import PruningPlan
@@ -18,6 +20,21 @@ TARGET_TOKENIZER = "target_tokenizer"
 """Directory, inside the checkpoint, of the tokenizer that writes its targets, if that is another one."""
 
 _EXAMPLES = 3
+
+
+def check_form(recipe: Recipe, model: PreTrainedModel) -> None:
+    """Whether a model's pruned layers can be written in the form that a recipe asks for.
+
+    Raises:
+        RecipeError: no stock config can say their widths.
+    """
+    unsaid = [ffn.stack.name for ffn in find_ffns(model) if ffn.stack.width_attribute is None]
+    if recipe.checkpoint.format == "uniform" and unsaid:
+        wanted = (
+            f"no config of {model.config.model_type} can say how wide the layers of its {unsaid[0]} are; choose "
+            "per-layer, padded or auto_map, or auto"
+        )
+        raise RecipeError([Problem("checkpoint.format", "uniform", wanted)])
 
 
 def save_checkpoint(

@@ -5,23 +5,30 @@ from skillprune.recipe.loading import load_recipe
 from skillprune.recipe.recovery import HubSplit, RecoverySpec
 from skillprune.recipe.schema import Recipe, dump_recipe, recipe_schema
 from skillprune.recipe.stages import (
+    FORMS,
     BenchmarkSpec,
     CheckpointSpec,
     DemandSpec,
     ExportSpec,
+    Form,
+    Format,
     PlanSpec,
     RepairSpec,
     ScoringSpec,
 )
-from skillprune.recipe.task import TaskSpec
+from skillprune.recipe.task import SHARES, TaskSpec
 
 __all__ = [
+    "FORMS",
+    "SHARES",
     "BenchmarkSpec",
     "BuiltinData",
     "CheckpointSpec",
     "DemandSpec",
     "ExportSpec",
     "FileData",
+    "Form",
+    "Format",
     "HubData",
     "HubSplit",
     "HubSplits",

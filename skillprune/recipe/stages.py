@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -212,10 +212,19 @@ class RepairSpec(Spec):
     )
 
 
+Form = Literal["uniform", "per-layer", "padded", "auto_map"]
+"""How a pruned checkpoint is written."""
+
+FORMS: tuple[Form, ...] = get_args(Form)
+
+Format = Literal["auto", Form]
+"""``auto`` is ``uniform`` where the config can say every width, and ``per-layer`` elsewhere."""
+
+
 class CheckpointSpec(Spec):
     """How the pruned checkpoint is written; it can be converted later."""
 
-    format: Literal["auto", "uniform", "per-layer", "padded", "auto_map"] = Field(
+    format: Format = Field(
         default="auto",
         description="`uniform` is a stock checkpoint and wants layers of one width, `per-layer` has any widths and is "
         "loaded after `import skillprune`, `padded` fills narrow layers with zeros to be a stock checkpoint, "

@@ -12,6 +12,8 @@ from skillprune.recipe.template import check_template
 
 TaskType = Literal["text-classification", "masked-lm", "causal-lm", "language-modeling", "seq2seq"]
 Metric = Literal["accuracy", "macro_f1", "loss", "perplexity", "exact_match"]
+SHARES = ("accuracy", "macro_f1", "exact_match")
+"""Metrics between 0 and 1, of which higher is better; of the others lower is."""
 
 #: Kinds whose models are exported to ONNX and timed.
 EXPORTED_TYPES = ("text-classification",)

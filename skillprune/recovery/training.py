@@ -223,14 +223,14 @@ def _standing(
             loss, answers = objective.on(batch)
             _refuse_not_finite(loss, number)
             choices = answers.choices()
-            sums.append((float(loss) * len(batch), float(answers.losses().sum()), len(choices)))
+            sums.append((float(loss) * len(choices), float(answers.losses().sum()), len(choices)))
             labels.append(batch.labels.cpu().numpy())
             predicted.append(choices.argmax(dim=-1).cpu().numpy())
-    distance, task_loss, answered = np.sum(sums, axis=0)
-    distance /= sum(map(len, batches))
+    *totals, answered = np.sum(sums, axis=0)
+    distance, task_loss = (float(total / answered) for total in totals)
     if metric == "loss":
-        return Epoch(-float(task_loss / answered), float(distance))
-    return Epoch(METRICS[metric](np.concatenate(labels), np.concatenate(predicted)), float(distance))
+        return Epoch(-task_loss, distance)
+    return Epoch(METRICS[metric](np.concatenate(labels), np.concatenate(predicted)), distance)
 
 
 def _refuse_not_finite(loss: torch.Tensor, number: int) -> None:

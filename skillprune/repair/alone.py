@@ -1,4 +1,4 @@
-"""Repairs FFNs one by one where no walk from block to block leads: those that layers share, and mixtures of experts."""
+"""Repairs FFNs one by one where no walk from block to block leads: shared ones, mixtures, interrupted stacks."""
 
 from __future__ import annotations
 

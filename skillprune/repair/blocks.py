@@ -48,7 +48,7 @@ def prune_and_repair_(
     repair also corrects errors from below. Above the first cut, least squares folds into what reads the stream
     (attention's inputs, up and gate) a linear map from what the pruned network reads to what the dense one does, and
     refits what writes to it (attention's output, down). All keep their shape. The cost is linear in depth. Where
-    layers share an FFN, or tokens are routed to experts, only down is fitted, to what it wrote itself.
+    no walk leads through the blocks (see `repair_one_by_one_`), only down is fitted, to what it wrote itself.
 
     Args:
         model: a model the plan was made for; changed in place.
@@ -135,7 +135,7 @@ def choose_and_repair_(
 
     Raises:
         DataError: there is nothing to fit on, or an activation is not finite; the model must not be used then.
-        UnsupportedArchitecture: layers share an FFN, or tokens are routed to experts.
+        UnsupportedArchitecture: no walk leads through the blocks.
         ValueError: there is no such method.
     """
     ffns, repair = find_ffns(model), _method(method)

@@ -29,20 +29,20 @@ def refuse_unusable(ffns: Sequence[FFN], batches: Sequence[Batch]) -> None:
 
 
 def can_be_walked(ffns: Sequence[FFN]) -> bool:
-    """Whether every block has an FFN of its own that every token goes through."""
-    return all(ffn.uses == 1 and not isinstance(ffn, Mixture) for ffn in ffns)
+    """Whether every block has an FFN of its own that every token goes through, and reads what the one before gives."""
+    return all(ffn.uses == 1 and not ffn.stack.interrupted and not isinstance(ffn, Mixture) for ffn in ffns)
 
 
 def refuse_unwalkable(ffns: Sequence[FFN]) -> None:
     """Sees to it that neurons can be chosen again, block by block.
 
     Raises:
-        UnsupportedArchitecture: layers share an FFN, or tokens are routed to experts.
+        UnsupportedArchitecture: layers share an FFN, tokens are routed to experts, or something is between blocks.
     """
     if not can_be_walked(ffns):
         raise UnsupportedArchitecture(
             "neurons are chosen again block by block only where every block has one FFN of its own, which layers do "
-            "not share and no tokens are routed past; set plan.selection to once"
+            "not share and no tokens are routed past, and reads what the one before gives; set plan.selection to once"
         )
 
 

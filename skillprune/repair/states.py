@@ -17,7 +17,7 @@ of both networks, a lesson's four, what the layer at hand reads, and how its neu
 
 
 class States:
-    """One tensor per batch; each may be replaced by another of the same shape and dtype."""
+    """One tensor per batch; each may be replaced by another of the same shape."""
 
     def __init__(self, files: DiskArrays | None = None) -> None:
         """In memory, or in files."""
@@ -27,8 +27,7 @@ class States:
 
     def append(self, tensor: Tensor) -> None:
         """Takes the next batch's."""
-        kept = tensor if self._files is None else self._files.zeros(tensor.shape, tensor.dtype).copy_(tensor)
-        self._kept.append(kept)
+        self._kept.append(self._stored(tensor))
         self._devices.append(tensor.device)
 
     def copy(self, dtype: torch.dtype | None = None) -> States:
@@ -51,12 +50,15 @@ class States:
 
     def __setitem__(self, number: int, tensor: Tensor) -> None:
         self._devices[number] = tensor.device  # a model spread over devices moves its states from one to the next
-        assert tensor.dtype == self._kept[number].dtype  # a file would round silently
-        if self._files is None:
-            self._kept[number] = tensor
+        # In half precision some models add to their stream in float32, and go on with that.
+        if self._files is None or tensor.dtype != self._kept[number].dtype:
+            self._kept[number] = self._stored(tensor)
         else:
             with torch.inference_mode():  # where what came out of a traced model was put into its file
                 self._kept[number].copy_(tensor)
+
+    def _stored(self, tensor: Tensor) -> Tensor:
+        return tensor if self._files is None else self._files.zeros(tensor.shape, tensor.dtype).copy_(tensor)
 
 
 def room_for(first: Tensor, batches: Sequence[Batch], side: Side) -> States:

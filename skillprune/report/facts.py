@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from skillprune.recipe import Form
 from skillprune.report import metrics, wording
-from skillprune.report.loading import Form
 from skillprune.report.schema import Report
 from skillprune.report.sections import Artifact, Demand, LatencyRow, StackWidths
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Form = Literal["uniform", "per-layer", "padded", "auto_map"]
+from skillprune.recipe import Form
+
 Kind = Literal["text-classification", "masked-lm", "causal-lm", "language-modeling", "seq2seq"]
 
 PIPELINES: dict[Kind, str] = {

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
+from skillprune.recipe import SHARES
 from skillprune.report import wording
-
-SHARES = ("accuracy", "macro_f1", "exact_match")
-"""Metrics between 0 and 1, of which higher is better; of the others lower is."""
 
 
 def value(metric: str, found: float) -> str:
