@@ -140,10 +140,13 @@ def test_the_repaired_model_is_nearer_to_the_dense_one(name: str) -> None:
     dense, repaired, cut, plan = model_of(name), model_of(name), model_of(name), plan_of(name)
     prune_and_repair_(repaired, plan, batches_of(name))
     prune_(cut, plan)
-    inputs = ZOO[name].inputs(99)
-    mask = inputs["attention_mask"].bool() if ZOO[name].writes else slice(None)
-    with torch.no_grad():
-        near, far = ((model(**inputs).logits - dense(**inputs).logits)[mask].norm() for model in (repaired, cut))
+    near = far = 0.0
+    for seed in range(100, 130):
+        inputs = ZOO[name].inputs(seed)
+        mask = inputs["attention_mask"].bool() if ZOO[name].writes else slice(None)
+        with torch.no_grad():
+            missed = [(model(**inputs).logits - dense(**inputs).logits)[mask].norm() for model in (repaired, cut)]
+        near, far = near + float(missed[0]), far + float(missed[1])
     assert near < 0.92 * far
 
 
