@@ -29,7 +29,8 @@ def prune_(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
     ffns = find_ffns(model)
     check_plan(ffns, plan)
     for ffn in ffns:
-        ffn.keep_(plan.keep[ffn.stack.name][ffn.layer])
+        with ffn.at_hand():
+            ffn.keep_(plan.keep[ffn.stack.name][ffn.layer])
     record_widths_(model)
     return model
 
@@ -90,14 +91,12 @@ def _without_activations(ffn: FFN, neurons: Sequence[int]) -> Iterator[None]:
 @contextmanager
 def _without_columns(ffn: Mixture, neurons: Sequence[int]) -> Iterator[None]:
     """Where no module reads the activations alone, nothing is made of them instead."""
-    silent, whole = list(neurons), [down.weight.detach().clone() for down in ffn.downs]
-    try:
-        for down, weight in zip(ffn.downs, whole, strict=True):
-            down.write_(weight.index_fill(1, torch.tensor(silent, dtype=torch.long, device=weight.device), 0), None)
+    silent = torch.tensor(list(neurons), dtype=torch.long, device=ffn.device)
+    with ffn.down.restored():
+        with ffn.at_hand():
+            for down in ffn.downs:
+                down.write_(down.weight.detach().index_fill(1, silent, 0), None)
         yield
-    finally:
-        for down, weight in zip(ffn.downs, whole, strict=True):
-            down.write_(weight, None)
 
 
 def _multiply(mask: Tensor) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload, disk_offload
+from accelerate.utils import has_offloaded_params
 from naive import score
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear, silu
@@ -34,6 +37,14 @@ def model_of(name: str) -> PreTrainedModel:
     if hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("eager")  # the default one wants widths in multiples of 4
     return model
+
+
+def offload_(model: PreTrainedModel, where: str, folder: Path = Path()) -> None:
+    """Has accelerate keep the weights in memory or on disk, and lend them to the modules that need them."""
+    if where == "cpu":
+        cpu_offload(model, execution_device=torch.device("cpu"))
+    else:
+        disk_offload(model, str(folder), execution_device=torch.device("cpu"))
 
 
 def mixtures_of(model: PreTrainedModel) -> list[Mixture]:
@@ -143,14 +154,19 @@ def test_padding_and_cutting_again_gives_the_same_answers(name: str) -> None:
         torch.testing.assert_close(model(**inputs).logits, expected)
 
 
-@mixtures
-def test_masks_leave_no_trace_and_do_what_pruning_does(name: str) -> None:
-    model, inputs = model_of(name), ZOO[name].inputs()
+def plan_of(name: str) -> PruningPlan:
+    """Every other neuron, not the same ones in every layer."""
     keep = {
         stack: tuple(tuple(range(layer, width, 2)) for layer, width in enumerate(widths))
         for stack, widths in ZOO[name].widths.items()
     }
-    plan = PruningPlan(keep, dict(ZOO[name].widths), "test", {}, 1, Costs(0, 0, 0, 0, 0), Costs(0, 0, 0, 0, 0))
+    return PruningPlan(keep, dict(ZOO[name].widths), "test", {}, 1, Costs(0, 0, 0, 0, 0), Costs(0, 0, 0, 0, 0))
+
+
+@mixtures
+def test_masks_leave_no_trace_and_do_what_pruning_does(name: str) -> None:
+    model, inputs = model_of(name), ZOO[name].inputs()
+    plan = plan_of(name)
     with torch.no_grad():
         whole = model(**inputs).logits
         with masked(model, plan):
@@ -159,6 +175,24 @@ def test_masks_leave_no_trace_and_do_what_pruning_does(name: str) -> None:
         prune_(model, plan)
         torch.testing.assert_close(model(**inputs).logits, inside, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(inside, whole)
+
+
+@pytest.mark.parametrize("where", ["cpu", "disk"])
+@mixtures
+def test_masks_and_cuts_of_offloaded_models_are_those_of_models_in_memory(
+    name: str, where: str, tmp_path: Path
+) -> None:
+    model, expected, inputs, plan = model_of(name), model_of(name), ZOO[name].inputs(), plan_of(name)
+    offload_(model, where, tmp_path)
+    hooks = [module._hf_hook for module in model.modules() if has_offloaded_params(module)]
+    lent = [hook.weights_map for hook in hooks]
+    with torch.no_grad():
+        with masked(model, plan), masked(expected, plan):
+            assert torch.equal(model(**inputs).logits, expected(**inputs).logits)
+        assert all(hook.weights_map is own for hook, own in zip(hooks, lent, strict=True))
+        assert torch.equal(model(**inputs).logits, expected(**inputs).logits)
+        assert torch.equal(prune_(model, plan)(**inputs).logits, prune_(expected, plan)(**inputs).logits)
+    assert all(parameter.device.type == "meta" for parameter in model.parameters())
 
 
 @mixtures

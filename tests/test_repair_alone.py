@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from test_mixtures import EXPERTS, WIDTH, model_of, weights_of
+from test_mixtures import EXPERTS, WIDTH, model_of, offload_, weights_of
 from torch import Tensor
 from torch.nn.functional import silu
 from transformers import PreTrainedModel
@@ -138,10 +140,13 @@ def test_the_repaired_model_is_nearer_to_the_dense_one(name: str) -> None:
     dense, repaired, cut, plan = model_of(name), model_of(name), model_of(name), plan_of(name)
     prune_and_repair_(repaired, plan, batches_of(name))
     prune_(cut, plan)
-    inputs = ZOO[name].inputs(99)
-    mask = inputs["attention_mask"].bool() if ZOO[name].writes else slice(None)
-    with torch.no_grad():
-        near, far = ((model(**inputs).logits - dense(**inputs).logits)[mask].norm() for model in (repaired, cut))
+    near = far = 0.0
+    for seed in range(100, 130):
+        inputs = ZOO[name].inputs(seed)
+        mask = inputs["attention_mask"].bool() if ZOO[name].writes else slice(None)
+        with torch.no_grad():
+            missed = [(model(**inputs).logits - dense(**inputs).logits)[mask].norm() for model in (repaired, cut)]
+        near, far = near + float(missed[0]), far + float(missed[1])
     assert near < 0.92 * far
 
 
@@ -158,6 +163,38 @@ def test_an_expert_that_no_token_came_to_is_only_cut() -> None:
     unchanged = [torch.equal(weights_of(mixture, expert)[2], expected[expert]) for expert in range(EXPERTS)]
     assert unchanged == [True, False, True, True]
     assert 0 < error.after < error.before
+
+
+@pytest.mark.parametrize("where", ["cpu", "disk"])
+@pytest.mark.parametrize("name", ["albert", *MIXTURES])
+def test_offloaded_models_are_repaired_as_models_in_memory_are(name: str, where: str, tmp_path: Path) -> None:
+    model, expected, plan = model_of(name), model_of(name), plan_of(name)
+    kept = {key: value.clone() for key, value in model.state_dict().items()}
+    given = model.state_dict()
+    offload_(model, where, tmp_path)
+    errors = prune_and_repair_(model, plan, batches_of(name))
+    assert all(parameter.device.type == "meta" for parameter in model.parameters())
+    assert [str(error) for error in errors] == list(map(str, prune_and_repair_(expected, plan, batches_of(name))))
+    assert {key: value.shape for key, value in model.named_parameters()} == {
+        key: value.shape for key, value in expected.named_parameters()
+    }
+    for ffn, wanted in zip(find_ffns(model), find_ffns(expected), strict=True):
+        for found, own in zip((*ffn.into, ffn.down), (*wanted.into, wanted.down), strict=True):
+            torch.testing.assert_close(found.lent_weight(), own.lent_weight())
+    with torch.no_grad():
+        inputs = ZOO[name].inputs(99)
+        torch.testing.assert_close(model(**inputs).logits, expected(**inputs).logits, atol=1e-5, rtol=1e-4)
+    assert all(torch.equal(value, kept[key]) for key, value in given.items())  # what was lent is whole
+
+
+def test_offloaded_models_are_not_repaired_block_by_block() -> None:
+    model, plan = model_of("llama"), plan_of("llama")
+    offload_(model, "cpu")
+    with pytest.raises(UnsupportedArchitecture, match="outside the devices that compute"):
+        prune_and_repair_(model, plan, batches_of("llama", 4))
+    with pytest.raises(UnsupportedArchitecture, match="outside the devices that compute"):
+        choose_and_repair_(model, plan.width_after, lambda ffn, _: range(4), batches_of("llama", 4))
+    assert {ffn.width for ffn in find_ffns(model)} == {WIDTH}
 
 
 @pytest.mark.parametrize("name", ["albert", "mixtral"])

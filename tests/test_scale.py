@@ -22,6 +22,7 @@ from safetensors.numpy import load_file
 from tiny import LABELS, LENGTHS, tiny_bart, tiny_batches, tiny_bert, tiny_llama
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from zoo import ZOO
 
 from skillprune.answers import Classifier, TaskModel, Writer
 from skillprune.data import Batch
@@ -37,7 +38,7 @@ from skillprune.scoring import (
     score_neurons,
     settings_for,
 )
-from skillprune.scoring.engine import computing_device, observe
+from skillprune.scoring.engine import observe
 from skillprune.scoring.exchange import own_share
 from skillprune.scoring.responses import ResponseCriterion
 
@@ -215,6 +216,11 @@ def _written() -> tuple[TaskModel, ScoringData]:
     return Writer(tiny_bart()), ScoringData(*_unlabelled("written"))
 
 
+def _routed() -> tuple[TaskModel, ScoringData]:
+    """Experts of which some tokens ask some, beside one that all tokens ask."""
+    return Writer(ZOO["qwen2_moe"].model()), ScoringData(*_unlabelled("next"))
+
+
 def _unlabelled(targets: Literal["next", "written"]) -> Iterator[tuple[Batch, ...]]:
     """Both splits of a task without classes."""
     return (tiny_batches(labels=[0] * len(LENGTHS), targets=targets, seed=seed) for seed in (0, 1))
@@ -224,6 +230,7 @@ CASES: dict[str, tuple[Callable[[], tuple[TaskModel, ScoringData]], tuple[str, .
     "bert": (_classes, ALL),
     "llama": (_next_tokens, CLASSLESS),
     "bart": (_written, CLASSLESS),
+    "qwen2_moe": (_routed, CLASSLESS),
 }
 
 
@@ -260,11 +267,11 @@ def test_offloaded_models_get_the_scores_of_models_in_memory(name: str, where: s
 
 
 def test_states_of_offloaded_layers_are_counted_where_they_compute() -> None:
-    model = tiny_bert()
-    cpu_offload(model, execution_device=torch.device("cpu"))
-    ffns = find_ffns(model)
-    assert {ffn.down.weight.device.type for ffn in ffns} == {"meta"}
-    assert {computing_device(ffn).type for ffn in ffns} == {"cpu"}
+    for model in (tiny_bert(), ZOO["qwen2_moe"].model()):
+        cpu_offload(model, execution_device=torch.device("cpu"))
+        ffns = find_ffns(model)
+        assert {weight.device.type for ffn in ffns for weight in ffn.down.weights} == {"meta"}
+        assert {ffn.device.type for ffn in ffns} == {"cpu"}
 
 
 # --- half precision ----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,10 @@ class Bank(Matrix):
     def of(self, expert: int) -> Matrix:
         """That of one expert."""
         raise NotImplementedError
+
+    def lent_weights(self) -> Iterator[Tensor]:
+        """One per expert, all lent at once."""
+        return iter(self.lent_weight())
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,10 @@ class Several(Bank):
         """The weights, ``(experts, out, in)``: detached, wherever they are kept."""
         return torch.stack([matrix.lent_weight() for matrix in self.matrices])
 
+    def lent_weights(self) -> Iterator[Tensor]:
+        """One per expert, lent one after the other."""
+        return (matrix.lent_weight() for matrix in self.matrices)
+
     def _replace_(self, weight: Tensor, bias: Tensor | None) -> None:
         for matrix, own in zip(self.matrices, weight, strict=True):
             matrix._replace_(own, None)
@@ -135,7 +144,7 @@ class Mixture(FFN):
     @property
     def experts(self) -> int:
         """How many there are."""
-        return len(self._router)
+        return self._router.out_features
 
     @property
     def watched(self) -> nn.Module:
@@ -168,7 +177,7 @@ class Mixture(FFN):
 
     def routing(self, read: Tensor) -> Tensor:
         """Weight of every expert for every token, ``(tokens, experts)``; zero for those that are not asked."""
-        chances = linear(read, self._router).softmax(dim=-1, dtype=torch.float32)
+        chances = linear(read, self._router.lent_weight()).softmax(dim=-1, dtype=torch.float32)
         largest, asked = chances.topk(self.top_k, dim=-1)
         if self.normalised:
             largest = largest / largest.sum(dim=-1, keepdim=True)
@@ -179,11 +188,16 @@ class Mixture(FFN):
         tokens = read.reshape(-1, read.shape[-1])
         routing = self.routing(tokens)
         fired = tokens.new_zeros(len(tokens), self.experts, self.width)
-        for expert in range(self.experts):
+        for expert, weights in enumerate(zip(*(bank.lent_weights() for bank in self.into), strict=True)):
             sent = routing[:, expert].nonzero().squeeze(1)
-            activations = self._fire_one(expert, tokens[sent])
+            activations = self._activated(*(linear(tokens[sent], weight) for weight in weights))
             fired[sent, expert] = routing[sent, expert].unsqueeze(1) * activations
         return fired.view(*read.shape[:-1], self.columns)
+
+    def written(self, activations: Tensor) -> tuple[Tensor, ...]:
+        """What every expert writes, ``(..., hidden)``, given the activations of all, ``(..., columns)``."""
+        parts = activations.split(self.width, dim=-1)
+        return tuple(linear(part, weight) for part, weight in zip(parts, self.down.lent_weights(), strict=True))
 
     def activations(self, entering: Tensor) -> Tensor:
         """What fires, given what enters the module that routes."""
@@ -204,19 +218,9 @@ class Mixture(FFN):
         return self.stack.routing
 
     @property
-    def _router(self) -> Tensor:
-        """Scores experts for tokens, ``(experts, hidden)``."""
-        weight = self.block.get_submodule(self._routing.router).weight
-        assert isinstance(weight, Tensor)
-        return weight
-
-    def _fire_one(self, expert: int, read: Tensor) -> Tensor:
-        up, gate = (
-            None if path is None else linear(read, self._bank(path).of(expert).weight)
-            for path in (self.stack.up, self.stack.gate)
-        )
-        assert up is not None
-        return self._activated(up, gate)
+    def _router(self) -> Matrix:
+        """Scores experts for tokens; its weight is ``(experts, hidden)``."""
+        return Matrix(self.block.get_submodule(self._routing.router))
 
     def _matrix(self, path: str) -> Matrix:
         inside = path in (self.stack.up, self.stack.gate, self.stack.down)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from skillprune.errors import UnsupportedArchitecture
-from skillprune.families.matrix import Matrix, is_matrix
+from skillprune.families.matrix import Matrix, at_hand, is_matrix
 from skillprune.families.stack import Site, Stack
 
 
@@ -154,8 +155,9 @@ class FFN:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are; ``meta`` while accelerate keeps them elsewhere."""
-        return self.down.weights[0].device
+        """Where it computes, also when accelerate keeps its weights elsewhere and lends them to it."""
+        lent_to = getattr(getattr(self.downs[0].module, "_hf_hook", None), "execution_device", None)
+        return self.down.weights[0].device if lent_to is None else torch.device(lent_to)
 
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
@@ -178,7 +180,11 @@ class FFN:
 
     def fire(self, read: Tensor) -> Tensor:
         """Activations ``(..., neurons)`` for what the FFN reads, ``(..., hidden)``, as in evaluation mode."""
-        return self._activated(self.up(read), None if self.gate is None else self.gate(read))
+        return self._activated(*(matrix(read) for matrix in self.into))
+
+    def written(self, activations: Tensor) -> tuple[Tensor, ...]:
+        """What every expert writes, ``(..., hidden)``, given the activations of all, ``(..., columns)``."""
+        return (self.down(activations),)
 
     def activations(self, entering: Tensor) -> Tensor:
         """Activations ``(..., columns)``, given what enters the watched module."""
@@ -196,8 +202,17 @@ class FFN:
         """
         _ = self.into, self.down  # finding them refuses what is not
 
+    @contextmanager
+    def at_hand(self) -> Iterator[None]:
+        """Inside the context its modules have their weights, to be cut and written, wherever those are kept."""
+        modules = (module for matrix in (*self.into, self.down) for module in matrix.module.modules())
+        with ExitStack() as stack:
+            for module in dict.fromkeys(modules):
+                stack.enter_context(at_hand(module))
+            yield
+
     def keep_(self, neurons: Sequence[int]) -> None:
-        """Keeps only some neurons (sorted indices), in place; parameters stay on their device."""
+        """Keeps only some neurons (sorted indices), in place; weights must be at hand."""
         indices = torch.tensor(neurons, dtype=torch.long, device=self.device)
         rows = self._rows_of(indices, self.width)
         for matrix in self.into:
@@ -237,7 +252,7 @@ class FFN:
         handed: Tensor = self.block.get_submodule(self.stack.after)(stream)
         return handed
 
-    def _activated(self, up: Tensor, gate: Tensor | None) -> Tensor:
+    def _activated(self, up: Tensor, gate: Tensor | None = None) -> Tensor:
         """Activations, given what up gives, and gate."""
         activate = self.block.get_submodule(self.stack.activation)
         if self.stack.fused:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from accelerate.utils import align_module_device
+from accelerate.utils import align_module_device, has_offloaded_params
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -72,6 +75,25 @@ class Matrix:
         with align_module_device(self.module):
             return self.weight.detach()
 
+    def lent_weights(self) -> Iterator[Tensor]:
+        """The same, one after the other where experts have one each."""
+        yield self.lent_weight()
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """After the context the weight is what it was before, and kept where it was."""
+        hooks: list[Any] = [module._hf_hook for module in self.module.modules() if has_offloaded_params(module)]
+        maps = [hook.weights_map for hook in hooks]
+        before = [weight.detach().clone() for weight in self.weights]
+        try:
+            yield
+        finally:
+            for hook, lent in zip(hooks, maps, strict=True):
+                hook.weights_map = lent
+            with torch.no_grad():
+                for weight, own in zip(self.weights, before, strict=True):
+                    weight.copy_(own)
+
     def write_(self, weight: Tensor, bias: Tensor | None) -> None:
         """Replaces the values, not the tensors that hold them; without a bias to write, the old one stays."""
         with torch.no_grad():
@@ -132,6 +154,26 @@ class Matrix:
         names = ("nf", "nx") if self._is_transposed else ("out_features", "in_features")
         for name, size in zip(names, (out_features, in_features), strict=True):
             setattr(self.module, name, size)
+
+
+@contextmanager
+def at_hand(module: nn.Module) -> Iterator[None]:
+    """Inside the context a module has its weights, to be cut and written, also when accelerate lends them to it.
+
+    What it has in the end is what is lent from then on; it is kept in the CPU's memory, also if it was on disk.
+    """
+    if not has_offloaded_params(module):
+        yield
+        return
+    hook: Any = module._hf_hook
+    hook.pre_forward(module)
+    try:
+        for value in module.parameters(recurse=False):
+            value.data = value.data.clone()  # what accelerate lends may be what it keeps
+        yield
+    finally:
+        hook.weights_map = {name: value.detach().cpu() for name, value in module.named_parameters(recurse=False)}
+        hook.post_forward(module, None)
 
 
 def is_matrix(module: nn.Module) -> bool:

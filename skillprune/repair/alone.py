@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from skillprune.activations import evaluating, inputs_of, joined
@@ -36,7 +35,8 @@ def repair_one_by_one_(
 
     Errors from below are not corrected: where layers share weights no rewriting serves them all, and where tokens are
     routed they may have come another way in the dense network. Experts are fitted one by one, to the tokens that come
-    to them. The model runs once over the batches for every layer.
+    to them. The model runs once over the batches for every layer. Weights that accelerate lends from disk are kept in
+    the CPU's memory once they are cut.
     """
     weigh = inverse_variance if method.fits else alike
     errors: list[LayerError] = []
@@ -46,7 +46,8 @@ def repair_one_by_one_(
             if len(kept) < ffn.width:
                 read = range(ffn.width) if method.reads_pruned else kept
                 found = _watched(model, ffn, read, batches, weigh, progress)
-                errors.append(repair_layer_(ffn, found, read, kept, method, ridge))
+                with ffn.at_hand():
+                    errors.append(repair_layer_(ffn, found, read, kept, method, ridge))
     record_widths_(model)
     return tuple(errors)
 
@@ -57,17 +58,18 @@ def _watched(
     """What every expert's neurons do, of those that are read, and what the expert writes."""
     found = [_nothing(ffn, len(read)) for _ in ffn.downs]
     columns = torch.tensor(list(read), dtype=torch.long, device=ffn.device)
-    for batch in track(batches, f"repair ({ffn.stack.name} layer {ffn.layer})", progress):
+    for given in track(batches, f"repair ({ffn.stack.name} layer {ffn.layer})", progress):
+        batch = given.to(ffn.device)
         with _entering(ffn) as states, torch.inference_mode():
-            model(**batch.to(model.device).inputs)
+            model(**batch.inputs)
         entering, residual = (tensor.reshape(-1, tensor.shape[-1]) for tensor in states())
         with torch.inference_mode():
-            experts = ffn.activations(entering).split(ffn.width, dim=-1)
-            written = [linear(each, down.weight, down.bias) for down, each in zip(ffn.downs, experts, strict=True)]
+            activations = ffn.activations(entering)
+            written = ffn.written(activations)
             stream = ffn.addition.goal(precise(residual), precise(sum(written, torch.zeros_like(residual))))
             weights = weigh(stream)
-        for statistics, activations, target in zip(found, experts, written, strict=True):
-            _add(statistics, ffn, batch.to(target.device), activations, columns, target, weights)
+        for statistics, fired, target in zip(found, activations.split(ffn.width, dim=-1), written, strict=True):
+            _add(statistics, ffn, batch, fired, columns, target, weights)
     return found
 
 

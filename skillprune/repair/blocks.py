@@ -14,6 +14,7 @@ from skillprune.progress import Progress, silent
 from skillprune.repair.alone import repair_one_by_one_
 from skillprune.repair.calibration import (
     can_be_walked,
+    refuse_offloaded,
     refuse_unmendable,
     refuse_unusable,
     refuse_unwalkable,
@@ -66,7 +67,7 @@ def prune_and_repair_(
 
     Raises:
         PlanMismatch: the plan was made for other widths.
-        UnsupportedArchitecture: attention is to be mended and is not made of plain linear layers.
+        UnsupportedArchitecture: attention to be mended is not plain linear layers, or a plain model is offloaded.
         DataError: there is nothing to fit on, or an activation is not finite; the model must not be used then.
         ValueError: there is no such method.
     """
@@ -135,7 +136,7 @@ def choose_and_repair_(
 
     Raises:
         DataError: there is nothing to fit on, or an activation is not finite; the model must not be used then.
-        UnsupportedArchitecture: no walk leads through the blocks.
+        UnsupportedArchitecture: no walk leads through the blocks, or the model is offloaded.
         ValueError: there is no such method.
     """
     ffns, repair = find_ffns(model), _method(method)
@@ -170,6 +171,7 @@ def _for_every_layer(
     lessons: Lessons | None,
     progress: Progress,
 ) -> None:
+    refuse_offloaded(model)
     weigh = inverse_variance if method.fits else alike
     with evaluating(model):
         walks = (

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 
+from transformers import PreTrainedModel
+
 from skillprune.data import Batch
 from skillprune.errors import DataError, UnsupportedArchitecture
 from skillprune.families import FFN, Mixture, Side
@@ -43,6 +45,19 @@ def refuse_unwalkable(ffns: Sequence[FFN]) -> None:
         raise UnsupportedArchitecture(
             "neurons are chosen again block by block only where every block has one FFN of its own, which layers do "
             "not share and no tokens are routed past, and reads what the one before gives; set plan.selection to once"
+        )
+
+
+def refuse_offloaded(model: PreTrainedModel) -> None:
+    """Sees to it that blocks can be copied and written, one after the other.
+
+    Raises:
+        UnsupportedArchitecture: weights are kept elsewhere and lent to the modules that need them.
+    """
+    if any(parameter.device.type == "meta" for parameter in model.parameters()):
+        raise UnsupportedArchitecture(
+            "a model that leaves weights outside the devices that compute cannot be repaired block by block; load it "
+            "without a device map that offloads to the CPU or to disk"
         )
 
 

@@ -209,15 +209,9 @@ def _refuse_underflow(ffns: Sequence[FFN], workers: Sequence[Criterion]) -> None
 
 def _free_bytes(ffns: Sequence[FFN]) -> int:
     """What large states may take in each process; they live where the layers compute."""
-    gpus = {device for device in map(computing_device, ffns) if device.type == "cuda"}
+    gpus = {ffn.device for ffn in ffns if ffn.device.type == "cuda"}
     free = [psutil.virtual_memory().available, *(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus)]
     return int(STATE_SHARE * min(free)) // processes()[1]
-
-
-def computing_device(ffn: FFN) -> torch.device:
-    """Where the FFN computes, also when accelerate keeps its weights elsewhere and lends them to it."""
-    lent_to = getattr(getattr(ffn.watched, "_hf_hook", None), "execution_device", None)
-    return ffn.device if lent_to is None else torch.device(lent_to)
 
 
 def _forget(worker: Criterion, ffns: Sequence[FFN]) -> None:

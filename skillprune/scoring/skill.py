@@ -95,7 +95,7 @@ class Skill(Criterion):
             mean = state["sum"] / tokens
             gram = gram - mean.unsqueeze(2) * mean.unsqueeze(1)
         metric = _output_metric(state["metric"], state["graded"])
-        weight = torch.stack([down.lent_weight() for down in ffn.downs])
+        weight = torch.stack(list(ffn.down.lent_weights()))
         found = eliminate(gram, weight.to(gram), metric)
         scores = torch.empty_like(found.cost)
         scores[found.order] = found.cost
