@@ -133,7 +133,7 @@ def test_tokens_without_a_target_do_not_count_as_answers() -> None:
     student, teacher = torch.randn(2, 2, 4, 5, generator=torch.Generator().manual_seed(0))
     targets = torch.tensor([[1, 2, NO_TARGET, NO_TARGET], [3, NO_TARGET, 0, NO_TARGET]])
     wanted = targets != NO_TARGET
-    loss = answer_loss(TokenAnswers(student, targets), TokenAnswers(teacher, targets), 2.0)
+    loss = answer_loss(TokenAnswers.of(student, targets), TokenAnswers.of(teacher, targets), 2.0)
     assert float(loss) == pytest.approx(naive_divergence(student[wanted], teacher[wanted], 2.0), rel=1e-5)
 
 
