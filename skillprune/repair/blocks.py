@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from transformers import PreTrainedModel
 
-from skillprune.activations import evaluating
+from skillprune.activations import evaluating, fitting
 from skillprune.data import Batch
 from skillprune.families import FFN, by_stack, find_ffns
 from skillprune.planning import PruningPlan, Widths
@@ -29,7 +29,10 @@ from skillprune.surgery import check_plan, record_widths_
 Choose = Callable[[FFN, Statistics], Sequence[int]]
 """Which neurons of a layer stay, sorted, given the statistics of all of them in the network pruned so far."""
 
+_fitting = fitting("the repair", "lower scoring.batch_size or task.max_length")
 
+
+@_fitting
 def prune_and_repair_(
     model: PreTrainedModel,
     plan: PruningPlan,
@@ -68,6 +71,7 @@ def prune_and_repair_(
         PlanMismatch: the plan was made for other widths.
         UnsupportedArchitecture: attention is to be mended and is not made of plain linear layers.
         DataError: there is nothing to fit on, or an activation is not finite; the model must not be used then.
+        ResourceFailure: a batch does not fit into the device's memory; the model must not be used then.
         ValueError: there is no such method.
     """
     ffns, repair = find_ffns(model), _method(method)
@@ -75,8 +79,7 @@ def prune_and_repair_(
     refuse_unusable(ffns, batches)
     if not can_be_walked(ffns):
         return repair_one_by_one_(model, ffns, plan, batches, repair, ridge, progress)
-    if repair.fits:
-        _check_fits(ffns, plan, batches, ridge, sequential, attention)
+    _check_fits(ffns, plan, batches, repair, ridge, sequential, attention)
     errors: list[LayerError] = []
 
     def prune_layer(walk: Walk, ffn: FFN) -> Sequence[int]:
@@ -96,17 +99,19 @@ def _check_fits(
     ffns: Sequence[FFN],
     plan: PruningPlan,
     batches: Sequence[Batch],
+    method: Method,
     ridge: float | None,
     sequential: bool,
     attention: bool,
 ) -> None:
     """Refuses what cannot be fitted, and warns of what will hardly be."""
-    if sequential and attention:
+    if method.fits and sequential and attention:
         refuse_unmendable(ffns, plan.width_after)
-    if ridge is None:
+    if method.fits and ridge is None:
         warn_of_few_tokens(ffns, plan, batches, sequential=sequential, attention=attention)
 
 
+@_fitting
 def choose_and_repair_(
     model: PreTrainedModel,
     widths: Widths,
@@ -135,6 +140,7 @@ def choose_and_repair_(
 
     Raises:
         DataError: there is nothing to fit on, or an activation is not finite; the model must not be used then.
+        ResourceFailure: a batch does not fit into the device's memory; the model must not be used then.
         UnsupportedArchitecture: layers share an FFN, or tokens are routed to experts.
         ValueError: there is no such method.
     """
