@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,22 @@ def recovered(
         progress=progress,
     )
     return done, student
+
+
+@pytest.mark.parametrize(("fits", "what"), [(0, "validation on batch 0"), (2 * len(VALIDATION), "training on batch")])
+def test_a_batch_without_memory_is_a_resource_failure(fits: int, what: str) -> None:
+    """Student and teacher answer the validation batches before training begins."""
+    dense, runs = tiny_bert(), count()
+    student = halved(dense)
+
+    def refuse(*_: object) -> None:
+        if next(runs) >= fits:
+            raise torch.OutOfMemoryError("no memory left")
+
+    for model in (student, dense):
+        model.register_forward_pre_hook(refuse)
+    with pytest.raises(ResourceFailure, match=rf"{what}.* does not fit .*lower scoring\.batch_size"):
+        recover_(Classifier(student), Classifier(dense), TRAIN, VALIDATION, SETTINGS)
 
 
 # ---- the loss
