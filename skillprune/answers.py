@@ -40,6 +40,10 @@ class Answers(ABC):
         One row per example, or per target token.
         """
 
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many choices there are."""
+
 
 @dataclass(frozen=True, eq=False)
 class ClassAnswers(Answers):
@@ -74,42 +78,55 @@ class ClassAnswers(Answers):
         """The scores, ``(batch, classes)``."""
         return _precise(self.scores)
 
+    def __len__(self) -> int:
+        return len(self.scores)
+
 
 @dataclass(frozen=True, eq=False)
 class TokenAnswers(Answers):
-    """Scores of the vocabulary at every position.
+    """Scores of the vocabulary where a token is to be predicted.
 
     Attributes:
-        logits: ``(batch, target, vocabulary)``.
+        logits: ``(choices, vocabulary)``, example by example.
         targets: right tokens, `NO_TARGET` where nothing is predicted, ``(batch, target)``.
     """
 
     logits: Tensor
     targets: Tensor
 
+    @classmethod
+    def of(cls, logits: Tensor, targets: Tensor) -> TokenAnswers:
+        """Leaves out what a model said where nothing is predicted, of ``(batch, target, vocabulary)``."""
+        rows = (targets != NO_TARGET).flatten().nonzero().squeeze(1)
+        return cls(logits.flatten(0, 1).index_select(0, rows), targets)
+
     def losses(self) -> Tensor:
         """Cross-entropy summed over the targets of an example, ``(batch,)``."""
-        return self._losses_of(self.targets)
+        return self._losses_of(self.targets[self._wanted])
 
     def sampled(self, seed: int, indices: Tensor) -> Tensor:
         """Log-likelihood of one token drawn from the model at every target position, summed, ``(batch,)``."""
-        wanted = self.targets != NO_TARGET
-        draws = torch.zeros(wanted.shape, dtype=torch.float64)
-        for row, index in enumerate(indices.tolist()):
-            places = wanted[row].nonzero().squeeze(1).cpu()
-            draws[row, places] = torch.from_numpy(_generator(seed, index).random(len(places)))
+        counts = zip(indices.tolist(), self._wanted.sum(dim=1).tolist(), strict=True)
+        draws = torch.from_numpy(np.concatenate([_generator(seed, index).random(count) for index, count in counts]))
         with torch.no_grad():
-            reached = _precise(self.logits).softmax(dim=-1).cumsum(dim=-1)
-            tokens = (reached < draws.to(reached).unsqueeze(-1) * reached[..., -1:]).sum(dim=-1)
-        return -self._losses_of(tokens.clamp(max=self.logits.shape[-1] - 1).masked_fill(~wanted, NO_TARGET))
+            reached = self.choices().softmax(dim=-1).cumsum_(dim=-1)
+            tokens = (reached < draws.to(reached).unsqueeze(1) * reached[:, -1:]).sum(dim=-1)
+        return -self._losses_of(tokens.clamp(max=self.logits.shape[-1] - 1))
 
     def choices(self) -> Tensor:
-        """The logits where a token is to be predicted, ``(targets, vocabulary)``."""
-        return _precise(self.logits[self.targets != NO_TARGET])
+        """The logits, ``(targets, vocabulary)``."""
+        return _precise(self.logits)
 
-    def _losses_of(self, targets: Tensor) -> Tensor:
-        losses = cross_entropy(_precise(self.logits).transpose(1, 2), targets, ignore_index=NO_TARGET, reduction="none")
-        return losses.sum(dim=1)
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    @property
+    def _wanted(self) -> Tensor:
+        return self.targets != NO_TARGET
+
+    def _losses_of(self, tokens: Tensor) -> Tensor:
+        losses = cross_entropy(self.choices(), tokens, reduction="none")
+        return losses.new_zeros(self.targets.shape).masked_scatter(self._wanted, losses).sum(dim=1)
 
 
 def label_names(model: PreTrainedModel) -> tuple[str, ...]:
@@ -179,10 +196,10 @@ class Writer(TaskModel):
     """A model whose task is to predict tokens: a causal language model, or an encoder with a decoder."""
 
     def ask(self, batch: Batch) -> TokenAnswers:
-        """The logits of the vocabulary at every position."""
+        """The logits of the vocabulary wherever a token is to be predicted."""
         logits = self.model(**batch.inputs, use_cache=False).logits
         assert batch.targets is not None  # batches of generative tasks have targets
-        return TokenAnswers(logits, batch.targets.to(logits.device))
+        return TokenAnswers.of(logits, batch.targets.to(logits.device))
 
 
 def _generator(seed: int, index: int) -> np.random.Generator:

@@ -34,12 +34,13 @@ def log_softmax(logits: list[float]) -> list[float]:
     return [logit - total for logit in logits]
 
 
-def random_tokens(examples: int, tokens: int, vocabulary: int, seed: int = 0) -> TokenAnswers:
+def random_tokens(examples: int, tokens: int, vocabulary: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """What a model said at every position, and targets at some."""
     generator = torch.Generator().manual_seed(seed)
     logits = 2 * torch.randn(examples, tokens, vocabulary, generator=generator, dtype=torch.float64)
     targets = torch.randint(vocabulary, (examples, tokens), generator=generator)
     targets[torch.rand(examples, tokens, generator=generator) < 0.3] = NO_TARGET
-    return TokenAnswers(logits, targets)
+    return logits, targets
 
 
 def test_class_losses_equal_a_loop() -> None:
@@ -50,12 +51,25 @@ def test_class_losses_equal_a_loop() -> None:
 
 
 def test_token_losses_are_summed_over_the_targets_of_an_example() -> None:
-    answers = random_tokens(5, 7, 6)
+    said, targets = random_tokens(5, 7, 6)
     expected = [
         -sum(log_softmax(logits)[target] for logits, target in zip(row, wanted, strict=True) if target != NO_TARGET)
-        for row, wanted in zip(answers.logits.tolist(), answers.targets.tolist(), strict=True)
+        for row, wanted in zip(said.tolist(), targets.tolist(), strict=True)
     ]
-    np.testing.assert_allclose(answers.losses(), expected, rtol=1e-12)
+    np.testing.assert_allclose(TokenAnswers.of(said, targets).losses(), expected, rtol=1e-12)
+
+
+def test_what_is_said_where_nothing_is_predicted_takes_no_room_and_moves_nothing() -> None:
+    said, targets = random_tokens(5, 7, 6)
+    wanted, indices = targets != NO_TARGET, torch.arange(5)
+    broken = said.masked_fill(~wanted.unsqueeze(-1), torch.nan).requires_grad_()
+    mine, theirs = TokenAnswers.of(broken, targets), TokenAnswers.of(said, targets)
+    assert mine.logits.shape == (int(wanted.sum()), 6) and len(mine) == int(wanted.sum()) < wanted.numel()
+    assert torch.equal(mine.choices(), said[wanted])
+    for ask in (TokenAnswers.losses, lambda answers: answers.sampled(2, indices)):
+        assert torch.equal(ask(mine), ask(theirs))
+        (gradient,) = torch.autograd.grad(ask(mine).sum(), broken, retain_graph=True)
+        assert torch.equal(gradient.any(dim=-1), wanted)
 
 
 @pytest.mark.parametrize("classes", [2, 3, 7])
@@ -93,7 +107,7 @@ def test_sampled_tokens_come_with_the_chances_of_the_model() -> None:
     chances = torch.tensor([0.5, 0.0, 0.3, 0.15, 0.05], dtype=torch.float64)
     draws = 20_000
     logits = chances.log().clamp(min=-1e4).expand(draws, 1, 5)
-    said = TokenAnswers(logits, torch.zeros(draws, 1, dtype=torch.long)).sampled(0, torch.arange(draws))
+    said = TokenAnswers.of(logits, torch.zeros(draws, 1, dtype=torch.long)).sampled(0, torch.arange(draws))
     tokens = (said.unsqueeze(1) - chances.log()).abs().argmin(dim=1)
     np.testing.assert_allclose(said, chances.log()[tokens], rtol=1e-9)
     found = torch.bincount(tokens, minlength=5) / draws
@@ -105,26 +119,26 @@ def test_tokens_of_one_example_are_drawn_independently_of_each_other() -> None:
     draws = 20_000
     logits = torch.zeros(draws, 2, 2, dtype=torch.float64)
     logits[:, 0, 0], logits[:, 1, 0] = math.log(3), math.log(4)  # chances 3/4 and 4/5
-    said = TokenAnswers(logits, torch.zeros(draws, 2, dtype=torch.long)).sampled(1, torch.arange(draws))
+    said = TokenAnswers.of(logits, torch.zeros(draws, 2, dtype=torch.long)).sampled(1, torch.arange(draws))
     for first, second in ((3 / 4, 4 / 5), (3 / 4, 1 / 5), (1 / 4, 4 / 5), (1 / 4, 1 / 5)):
         share = (said - math.log(first * second)).abs().lt(1e-9).double().mean()
         assert float(share) == pytest.approx(first * second, abs=4 * math.sqrt(0.25 / draws))
 
 
 def test_tokens_are_drawn_by_position_among_the_targets_and_padding_draws_nothing() -> None:
-    answers = random_tokens(4, 6, 8, seed=3)
+    logits, targets = random_tokens(4, 6, 8, seed=3)
     indices = torch.tensor([7, 1, 0, 5])
     expected = []
     for row, index in enumerate(indices.tolist()):
-        places = [place for place, target in enumerate(answers.targets[row].tolist()) if target != NO_TARGET]
+        places = [place for place, target in enumerate(targets[row].tolist()) if target != NO_TARGET]
         total = 0.0
         for place, draw in zip(places, np.random.default_rng([9, index]).random(len(places)), strict=True):
-            logs = log_softmax(answers.logits[row, place].tolist())
+            logs = log_softmax(logits[row, place].tolist())
             token = next(token for token in range(8) if math.fsum(map(math.exp, logs[: token + 1])) >= draw)
             total += logs[token]
         expected.append(total)
-    np.testing.assert_allclose(answers.sampled(9, indices), expected, rtol=1e-10)
-    nothing = TokenAnswers(answers.logits, torch.full((4, 6), NO_TARGET))
+    np.testing.assert_allclose(TokenAnswers.of(logits, targets).sampled(9, indices), expected, rtol=1e-10)
+    nothing = TokenAnswers.of(logits, torch.full((4, 6), NO_TARGET))
     assert nothing.sampled(9, indices).tolist() == nothing.losses().tolist() == [0.0] * 4
 
 
@@ -132,7 +146,7 @@ def test_sampling_is_differentiable_and_does_not_vanish_where_the_loss_does() ->
     """The sum over tokens of ``p (e_v - p)(e_v - p)^T`` is ``diag(p) - p p^T``, whatever the targets are."""
     logits = torch.tensor([2.0, 0.0, -1.0], dtype=torch.float64)
     many = logits.expand(20_000, 1, 3).clone().requires_grad_()
-    answers = TokenAnswers(many, torch.zeros(20_000, 1, dtype=torch.long))
+    answers = TokenAnswers.of(many, torch.zeros(20_000, 1, dtype=torch.long))
     (gradients,) = torch.autograd.grad(answers.sampled(0, torch.arange(20_000)).sum(), many)
     found = torch.einsum("ni,nj->ij", gradients[:, 0], gradients[:, 0]) / 20_000
     chances = logits.softmax(dim=0)
@@ -144,7 +158,7 @@ def test_half_precision_logits_are_judged_in_single_precision() -> None:
     losses = ClassAnswers(scores, torch.tensor([1])).losses()
     assert losses.dtype == torch.float32
     assert float(losses) == pytest.approx(-log_softmax([0.125, 9.0])[1], rel=1e-4)
-    tokens = TokenAnswers(scores.unsqueeze(0), torch.tensor([[1]]))
+    tokens = TokenAnswers.of(scores.unsqueeze(0), torch.tensor([[1]]))
     assert tokens.sampled(0, torch.tensor([0])).dtype == tokens.losses().dtype == torch.float32
 
 

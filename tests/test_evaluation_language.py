@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import wilcoxon
-from tiny import END, batches_for, tiny_bart, tiny_llama
-from torch import Tensor
+from tiny import END, TINY_ALL, batches_for, tiny_bart, tiny_llama
+from torch import Tensor, nn
 
-from skillprune.answers import Writer
+from skillprune.answers import Classifier, Writer
 from skillprune.data import NO_TARGET, Batch
+from skillprune.errors import ResourceFailure
 from skillprune.evaluation import Losses, Predictions, compare, drop, judge_split, standard_error
 
 
@@ -87,6 +89,42 @@ def test_an_exact_match_is_the_whole_text_that_greedy_decoding_writes(ends_with:
         assert isinstance(found, Predictions)
         assert (found.predicted == found.labels).tolist() == [right[row] for row in order]
         assert found.value("exact_match") == sum(right) / len(right)
+
+
+JUDGED = {"accuracy": ("bert", Classifier), "perplexity": ("llama", Writer), "exact_match": ("bart", Writer)}
+
+
+def refusing(most: int, sizes: list[int]) -> Callable[..., None]:
+    """A hook for a model that has memory for ``most`` examples; it writes down how many it was given."""
+
+    def refuse(_: nn.Module, __: object, kwargs: dict[str, Any]) -> None:
+        sizes.append(len(kwargs["attention_mask"]))
+        if sizes[-1] > most:
+            raise torch.OutOfMemoryError("no memory left")
+
+    return refuse
+
+
+@pytest.mark.parametrize("metric", JUDGED)
+def test_batches_that_do_not_fit_are_judged_in_halves(metric: str) -> None:
+    family, put = JUDGED[metric]
+    model, sizes = TINY_ALL[family](), list[int]()
+    batches = batches_for(family, batch_size=5)
+    whole = judge_split(put(model), batches, metric)
+    model.register_forward_pre_hook(refusing(2, sizes), with_kwargs=True)
+    found = judge_split(put(model), batches, metric)
+    assert sizes[0] == 5 and max(sizes[1:]) == 2  # it does not try five again
+    for name, expected in vars(whole).items():
+        np.testing.assert_allclose(getattr(found, name), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("metric", JUDGED)
+def test_one_example_that_does_not_fit_is_a_resource_failure(metric: str) -> None:
+    family, put = JUDGED[metric]
+    model = TINY_ALL[family]()
+    model.register_forward_pre_hook(refusing(0, []), with_kwargs=True)
+    with pytest.raises(ResourceFailure, match=r"one example of .* does not fit .*lower task\.max_length"):
+        judge_split(put(model), batches_for(family), metric)
 
 
 @settings(deadline=None)

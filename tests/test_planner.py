@@ -18,6 +18,7 @@ from naive import down_modules, lone_examples, score
 from numpy.typing import NDArray
 from runs import LABELS as RUN_LABELS
 from runs import WIDTH, invoke, make_model, make_tokenizer, read_csv, read_json, set_up, write_csv, write_recipe
+from test_activations import too_large
 from tiny import TINY, VOCABULARY, tiny_batches, tiny_bert, tiny_llama
 from torch import nn
 from transformers import PreTrainedModel
@@ -233,6 +234,15 @@ def test_sensitivity_is_measured_on_the_first_examples_of_the_sample(monkeypatch
     found, expected = (measured_curves(subject, scores, batches, silent) for batches in (sample[::-1], few))
     for site, curve in expected.items():
         np.testing.assert_allclose(found[site], curve, rtol=1e-4, atol=1e-7)
+
+
+def test_sensitivity_of_batches_that_do_not_fit_is_measured_in_halves() -> None:
+    subject, scores = Classifier(TINY["bert"]()), some_scores()
+    batches = tiny_batches(lengths=LENGTHS, labels=LABELS, batch_size=4)
+    expected = measured_curves(subject, scores, batches, silent)
+    subject.model.bert.encoder.layer[0].register_forward_pre_hook(too_large(2, []))
+    for site, curve in measured_curves(subject, scores, batches, silent).items():
+        np.testing.assert_allclose(curve, expected[site], rtol=1e-4, atol=1e-7)
 
 
 # Choosing again in every block

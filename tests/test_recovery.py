@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,22 @@ def recovered(
     return done, student
 
 
+@pytest.mark.parametrize(("fits", "what"), [(0, "validation on batch 0"), (2 * len(VALIDATION), "training on batch")])
+def test_a_batch_without_memory_is_a_resource_failure(fits: int, what: str) -> None:
+    """Student and teacher answer the validation batches before training begins."""
+    dense, runs = tiny_bert(), count()
+    student = halved(dense)
+
+    def refuse(*_: object) -> None:
+        if next(runs) >= fits:
+            raise torch.OutOfMemoryError("no memory left")
+
+    for model in (student, dense):
+        model.register_forward_pre_hook(refuse)
+    with pytest.raises(ResourceFailure, match=rf"{what}.* does not fit .*lower scoring\.batch_size"):
+        recover_(Classifier(student), Classifier(dense), TRAIN, VALIDATION, SETTINGS)
+
+
 # ---- the loss
 
 
@@ -133,7 +150,7 @@ def test_tokens_without_a_target_do_not_count_as_answers() -> None:
     student, teacher = torch.randn(2, 2, 4, 5, generator=torch.Generator().manual_seed(0))
     targets = torch.tensor([[1, 2, NO_TARGET, NO_TARGET], [3, NO_TARGET, 0, NO_TARGET]])
     wanted = targets != NO_TARGET
-    loss = answer_loss(TokenAnswers(student, targets), TokenAnswers(teacher, targets), 2.0)
+    loss = answer_loss(TokenAnswers.of(student, targets), TokenAnswers.of(teacher, targets), 2.0)
     assert float(loss) == pytest.approx(naive_divergence(student[wanted], teacher[wanted], 2.0), rel=1e-5)
 
 

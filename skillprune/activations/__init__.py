@@ -3,7 +3,7 @@
 A neuron's activation is one coordinate of the input of its down projection, whatever the block around it looks like.
 """
 
-from skillprune.activations.capacity import Capacity
+from skillprune.activations.capacity import Capacity, fitting
 from skillprune.activations.disk import DiskArrays
 from skillprune.activations.hooks import evaluating, inputs_of, joined
 from skillprune.activations.memory import free_bytes
@@ -21,6 +21,7 @@ __all__ = [
     "Reading",
     "Visitor",
     "evaluating",
+    "fitting",
     "free_bytes",
     "inputs_of",
     "joined",

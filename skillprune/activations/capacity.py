@@ -1,9 +1,10 @@
-"""Puts batches that do not fit into a device's memory in halves."""
+"""Puts batches that do not fit into a device's memory in halves, or says what to lower where that cannot be."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -50,6 +51,21 @@ class Capacity:
             torch.cuda.empty_cache()
             _LOGGER.warning("a batch of %d examples does not fit into memory; going on with %d", len(batch), self.most)
         return [result for half in batch.halves() for result in self.run(half, work)]
+
+
+@contextmanager
+def fitting(what: str, advice: str) -> Iterator[None]:
+    """Tells of work that cannot go on in smaller pieces what to do when memory runs out.
+
+    Raises:
+        ResourceFailure: memory ran out.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not _out_of_memory(error):
+            raise
+        raise ResourceFailure(f"{what} does not fit into the device's memory; {advice}") from error
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from itertools import takewhile
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from skillprune.activations import evaluating
+from skillprune.activations import Capacity, evaluating
 from skillprune.answers import TaskModel
 from skillprune.data import NO_TARGET, Batch
 from skillprune.errors import DataError
@@ -66,6 +66,8 @@ def judge_split(
 ) -> Outcome:
     """Puts a task to a PyTorch model on the device it is on, as its metric wants it.
 
+    Batches that do not fit into its memory are put in halves.
+
     Args:
         subject: the model, with the way its task is put to it.
         batches: the split.
@@ -76,6 +78,7 @@ def judge_split(
 
     Raises:
         DataError: a logit or a loss is not finite.
+        ResourceFailure: not even one example fits into the device's memory.
     """
     with evaluating(subject.model), torch.inference_mode():
         if metric == "exact_match":
@@ -86,18 +89,21 @@ def judge_split(
 
 
 def _chooser(subject: TaskModel) -> Predictor:
-    def predict(batch: Batch) -> NDArray[np.float32]:
-        choices = subject.ask(subject.prepare(batch)).choices()
-        return np.asarray(choices.float().cpu().numpy(), dtype=np.float32)
+    capacity = Capacity()
 
-    return predict
+    def choices(batch: Batch) -> NDArray[np.float32]:
+        found = subject.ask(subject.prepare(batch)).choices()
+        return np.asarray(found.float().cpu().numpy(), dtype=np.float32)
+
+    return lambda batch: np.concatenate(capacity.run(batch, choices))
 
 
 def _lose_split(subject: TaskModel, batches: Sequence[Batch], what: str, progress: Progress) -> Losses:
     total = sum(map(len, batches))
     summed, tokens = np.zeros(total), np.zeros(total, np.int64)
+    capacity = Capacity()
     for number, batch in enumerate(track(batches, what, progress)):
-        losses = subject.ask(subject.prepare(batch)).losses()
+        losses = torch.cat(capacity.run(batch, lambda piece: subject.ask(subject.prepare(piece)).losses()))
         if not bool(losses.isfinite().all()):
             raise DataError(f"{what}: the model's losses are not finite in batch {number}")
         assert batch.targets is not None  # tasks whose loss counts have targets
@@ -111,20 +117,23 @@ def _write_split(subject: TaskModel, batches: Sequence[Batch], what: str, progre
 
     Whatever else the checkpoint's generation config asks for, such as a first token, it gets.
     """
-    total, model = sum(map(len, batches)), subject.model
+    total, capacity, generate = sum(map(len, batches)), Capacity(), cast(Any, subject.model.generate)
     wanted, written = np.zeros(total, np.int64), np.zeros(total, np.int64)
-    ends = _ends_of(model)
-    for batch in track(batches, what, progress):
+    ends = _ends_of(subject.model)
+
+    def write(batch: Batch) -> None:
         assert batch.targets is not None  # texts to write have targets
         there = subject.prepare(batch).inputs
         read = {name: there[name] for name in there if not name.startswith("decoder_")}
-        generate: Any = model.generate
         tokens = generate(**read, max_new_tokens=batch.targets.shape[1] + 1, do_sample=False, num_beams=1)
         for index, right, text in zip(
             batch.indices.tolist(), batch.targets.tolist(), tokens[:, 1:].tolist(), strict=True
         ):
             wanted[index] = _number_of([token for token in right if token != NO_TARGET], ends)
             written[index] = _number_of(text, ends)
+
+    for batch in track(batches, what, progress):
+        capacity.run(batch, write)
     return Predictions(wanted, written)
 
 

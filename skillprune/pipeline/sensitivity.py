@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from skillprune.activations import evaluating
+from skillprune.activations import Capacity, evaluating
 from skillprune.answers import TaskModel
 from skillprune.data import Batch
 from skillprune.families import find_ffns
@@ -52,6 +52,11 @@ def _first(batches: Sequence[Batch]) -> list[Batch]:
 
 
 def _mean_loss(subject: TaskModel, batches: Sequence[Batch]) -> float:
+    capacity = Capacity()
+
+    def lost(batch: Batch) -> torch.Tensor:
+        return subject.ask(subject.prepare(batch)).losses()
+
     with evaluating(subject.model), torch.inference_mode():
-        losses = [subject.ask(prepared).losses() for prepared in map(subject.prepare, batches)]
+        losses = [part for batch in batches for part in capacity.run(batch, lost)]
     return float(torch.cat(losses).double().mean())

@@ -65,7 +65,7 @@ class Distance:
             real = [prepared.mask_of(side) for side in sides]
             loss = loss + self.settings.hidden_weight * hidden_loss(states, shown.states, real).to(loss.device)
         if self.settings.label_weight > 0:
-            loss = loss + self.settings.label_weight * answers.losses().sum() / len(answers.choices())
+            loss = loss + self.settings.label_weight * answers.losses().sum() / len(answers)
         return loss, answers
 
 

@@ -16,10 +16,11 @@ from torch import nn
 from torch.optim import AdamW
 from transformers import PreTrainedModel
 
+from skillprune.activations import fitting
 from skillprune.activations.hooks import evaluating, frozen
 from skillprune.answers import TaskModel
 from skillprune.data import Batch
-from skillprune.errors import DataError, PlanMismatch, ResourceFailure
+from skillprune.errors import DataError, PlanMismatch
 from skillprune.evaluation import METRICS
 from skillprune.families import find_ffns
 from skillprune.progress import Progress, silent, track
@@ -186,16 +187,12 @@ def _train_epoch_(
     for step, index in enumerate(track(order, f"recovery (epoch {number} of {settings.epochs})", progress), first):
         for group in state.optimizer.param_groups:
             group["lr"] = settings.learning_rate * pace(step, total)
-        try:
+        work = f"training on batch {index} of {len(train[index])} examples"
+        with fitting(work, "lower scoring.batch_size, or set recovery.train to neurons"):
             with accelerator.autocast(), torch.enable_grad():
                 loss, _ = objective.on(train[index])
             _refuse_not_finite(loss, index)
             accelerator.backward(loss)
-        except torch.OutOfMemoryError as full:
-            raise ResourceFailure(
-                f"training on batch {index} of {len(train[index])} examples does not fit into the device's memory; "
-                "lower scoring.batch_size, or set recovery.train to neurons"
-            ) from full
         accelerator.clip_grad_norm_(state.parameters.values(), _LARGEST_GRADIENT)
         state.optimizer.step()
         state.optimizer.zero_grad()
@@ -220,12 +217,12 @@ def _standing(
     sums, labels, predicted = [], [], []
     with torch.no_grad():
         for number, batch in enumerate(track(batches, what, progress)):
-            loss, answers = objective.on(batch)
-            _refuse_not_finite(loss, number)
-            choices = answers.choices()
-            sums.append((float(loss) * len(choices), float(answers.losses().sum()), len(choices)))
+            with fitting(f"validation on batch {number} of {len(batch)} examples", "lower scoring.batch_size"):
+                loss, answers = objective.on(batch)
+                _refuse_not_finite(loss, number)
+                sums.append((float(loss) * len(answers), float(answers.losses().sum()), len(answers)))
+                predicted.append(answers.choices().argmax(dim=-1).cpu().numpy())
             labels.append(batch.labels.cpu().numpy())
-            predicted.append(choices.argmax(dim=-1).cpu().numpy())
     *totals, answered = np.sum(sums, axis=0)
     distance, task_loss = (float(total / answered) for total in totals)
     if metric == "loss":

@@ -17,6 +17,7 @@ from skillprune.progress import Progress, track
 from skillprune.repair.lessons import precise
 from skillprune.repair.methods import Method, Statistics
 from skillprune.repair.moments import Moments
+from skillprune.repair.passes import run_until_reached, stopping_after
 from skillprune.repair.rewriting import LayerError, repair_layer_
 from skillprune.repair.walk import Weigh, alike, held_out, inverse_variance
 from skillprune.surgery import record_widths_
@@ -35,8 +36,8 @@ def repair_one_by_one_(
 
     Errors from below are not corrected: where layers share weights no rewriting serves them all, and where tokens are
     routed they may have come another way in the dense network. Experts are fitted one by one, to the tokens that come
-    to them. The model runs once over the batches for every layer. Weights that accelerate lends from disk are kept in
-    the CPU's memory once they are cut.
+    to them. The model runs once over the batches for every layer, up to there. Weights that accelerate lends from disk
+    are kept in the CPU's memory once they are cut.
     """
     weigh = inverse_variance if method.fits else alike
     errors: list[LayerError] = []
@@ -60,8 +61,8 @@ def _watched(
     columns = torch.tensor(list(read), dtype=torch.long, device=ffn.device)
     for given in track(batches, f"repair ({ffn.stack.name} layer {ffn.layer})", progress):
         batch = given.to(ffn.device)
-        with _entering(ffn) as states, torch.inference_mode():
-            model(**batch.inputs)
+        with _entering(ffn) as states, stopping_after(ffn.block, ffn.uses):
+            run_until_reached(model, batch)
         entering, residual = (tensor.reshape(-1, tensor.shape[-1]) for tensor in states())
         with torch.inference_mode():
             activations = ffn.activations(entering)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from transformers import PreTrainedModel
 
-from skillprune.activations import evaluating
+from skillprune.activations import evaluating, fitting
 from skillprune.data import Batch
 from skillprune.families import FFN, by_stack, find_ffns
 from skillprune.planning import PruningPlan, Widths
@@ -30,7 +30,10 @@ from skillprune.surgery import check_plan, record_widths_
 Choose = Callable[[FFN, Statistics], Sequence[int]]
 """Which neurons of a layer stay, sorted, given the statistics of all of them in the network pruned so far."""
 
+_fitting = fitting("the repair", "lower scoring.batch_size or task.max_length")
 
+
+@_fitting
 def prune_and_repair_(
     model: PreTrainedModel,
     plan: PruningPlan,
@@ -69,6 +72,7 @@ def prune_and_repair_(
         PlanMismatch: the plan was made for other widths.
         UnsupportedArchitecture: attention to be mended is not plain linear layers, or a plain model is offloaded.
         DataError: there is nothing to fit on, or an activation is not finite; the model must not be used then.
+        ResourceFailure: a batch does not fit into the device's memory; the model must not be used then.
         ValueError: there is no such method.
     """
     ffns, repair = find_ffns(model), _method(method)
@@ -76,8 +80,7 @@ def prune_and_repair_(
     refuse_unusable(ffns, batches)
     if not can_be_walked(ffns):
         return repair_one_by_one_(model, ffns, plan, batches, repair, ridge, progress)
-    if repair.fits:
-        _check_fits(ffns, plan, batches, ridge, sequential, attention)
+    _check_fits(ffns, plan, batches, repair, ridge, sequential, attention)
     errors: list[LayerError] = []
 
     def prune_layer(walk: Walk, ffn: FFN) -> Sequence[int]:
@@ -97,17 +100,19 @@ def _check_fits(
     ffns: Sequence[FFN],
     plan: PruningPlan,
     batches: Sequence[Batch],
+    method: Method,
     ridge: float | None,
     sequential: bool,
     attention: bool,
 ) -> None:
     """Refuses what cannot be fitted, and warns of what will hardly be."""
-    if sequential and attention:
+    if method.fits and sequential and attention:
         refuse_unmendable(ffns, plan.width_after)
-    if ridge is None:
+    if method.fits and ridge is None:
         warn_of_few_tokens(ffns, plan, batches, sequential=sequential, attention=attention)
 
 
+@_fitting
 def choose_and_repair_(
     model: PreTrainedModel,
     widths: Widths,
@@ -136,6 +141,7 @@ def choose_and_repair_(
 
     Raises:
         DataError: there is nothing to fit on, or an activation is not finite; the model must not be used then.
+        ResourceFailure: a batch does not fit into the device's memory; the model must not be used then.
         UnsupportedArchitecture: no walk leads through the blocks, or the model is offloaded.
         ValueError: there is no such method.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from skillprune.activations import inputs_of, joined
 from skillprune.data import Batch
 from skillprune.families import FFN
 from skillprune.progress import Progress, track
+from skillprune.repair.passes import Reached, put_forward_, run_until_reached, stopping_before
 from skillprune.repair.states import States, room_for
 
 
@@ -62,7 +63,10 @@ class Step:
 
 
 def trace(model: PreTrainedModel, ffns: Sequence[FFN], batches: Sequence[Batch], progress: Progress) -> Trace:
-    """Remembers what enters one stack and how its blocks are called; only for the first batch do they really run."""
+    """Remembers what enters one stack and how its blocks are called; only for the first batch do they really run.
+
+    Nothing runs that comes after them.
+    """
     stores: list[States] = []
     calls: list[list[Call]] = [[] for _ in ffns]
 
@@ -74,13 +78,15 @@ def trace(model: PreTrainedModel, ffns: Sequence[FFN], batches: Sequence[Batch],
             stores[0].append(hidden)
         others = {name: _uncached(value) for name, value in kwargs.items() if name != "hidden_states"}
         calls[layer].append(Call(tuple(map(_uncached, args[1:])), others))
+        if layer == len(ffns) - 1:
+            raise Reached
         return hidden
 
-    with ExitStack() as replaced, torch.inference_mode():
+    with ExitStack() as replaced:
         for ffn in ffns:
             replaced.enter_context(_watched(ffn, remember))
         for batch in track(batches, "repair (embeddings)", progress):
-            model(**batch.to(model.device).inputs)
+            run_until_reached(model, batch.to(model.device))
     return Trace(stores[0], calls)
 
 
@@ -101,13 +107,11 @@ def _watched(ffn: FFN, remember: Callable[[int, tuple[Any, ...], dict[str, Any]]
             return output
         return hidden if beside[0] is None else (hidden, *beside[0])
 
-    vars(ffn.block)["forward"] = forward
+    put_forward_(ffn.block, forward)
     try:
         yield
     finally:
-        del vars(ffn.block)["forward"]
-        if before is not None:
-            vars(ffn.block)["forward"] = before
+        put_forward_(ffn.block, before)
 
 
 def enter(ffn: FFN, hidden: Tensor, call: Call) -> tuple[Tensor, Tensor]:
@@ -115,7 +119,7 @@ def enter(ffn: FFN, hidden: Tensor, call: Call) -> tuple[Tensor, Tensor]:
     with ExitStack() as hooks, torch.inference_mode():
         hooks.enter_context(_unchunked(ffn.block))
         residual = hooks.enter_context(_residual_of(ffn))
-        read = hooks.enter_context(_stopping_before(*(matrix.module for matrix in ffn.into)))
+        read = hooks.enter_context(stopping_before(*(matrix.module for matrix in ffn.into)))
         ffn.block(hidden, *call.args, **call.kwargs)
     return _as(hidden, read[0]), residual(hidden)
 
@@ -141,7 +145,7 @@ def finish(ffn: FFN, residual: Tensor, activations: Tensor) -> Tensor:
 
 def read_by(module: nn.Module, ffn: FFN, hidden: Tensor, call: Call) -> Tensor:
     """Runs one block up to a module in it and returns that module's input."""
-    with torch.inference_mode(), _stopping_before(module) as read:
+    with torch.inference_mode(), stopping_before(module) as read:
         ffn.block(hidden, *call.args, **call.kwargs)
     return read[0]
 
@@ -182,26 +186,6 @@ def _residual_of(ffn: FFN) -> Iterator[Callable[[Tensor], Tensor]]:
 def _as(hidden: Tensor, tokens: Tensor) -> Tensor:
     """Features of the same tokens, ``(batch, sequence, features)``, also where a block lays its tokens in a row."""
     return tokens.view(*hidden.shape[:-1], tokens.shape[-1])
-
-
-class _Reached(Exception):
-    """Ends a forward pass where nothing more is wanted of it."""
-
-
-@contextmanager
-def _stopping_before(*modules: nn.Module) -> Iterator[list[Tensor]]:
-    """Gives what the first of the modules to run would have read; what runs in the context ends there."""
-    read: list[Tensor] = []
-
-    def stop(_: nn.Module, args: tuple[Any, ...]) -> None:
-        read.append(args[0])
-        raise _Reached
-
-    with ExitStack() as hooks:
-        for module in modules:
-            hooks.callback(module.register_forward_pre_hook(stop).remove)
-        with suppress(_Reached):
-            yield read
 
 
 @contextmanager
