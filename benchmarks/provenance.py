@@ -55,7 +55,7 @@ def kept_row(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
             print(f"{path.relative_to(HERE.parent)} was made by other code; without the file it is made anew")
         return kept
     row = {**make(), "code": code_fingerprint()}
-    print(row, flush=True)
+    print(f"{str(row):.1000}", flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".draft")
     draft.write_text(json.dumps(row), encoding="utf-8")

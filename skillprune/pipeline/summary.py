@@ -64,8 +64,8 @@ def _exported(run: Run) -> dict[str, Any]:
     return {
         "artifacts": (_artifact(run.exports, run.directory.path),),
         "best": paper.Best(variant=run.exports.pruned.variant, why="the only variant asked for"),
-        "latency": tuple(map(_latency, run.latency.measurements)),
-        "controls": tuple(map(_control, run.latency.controls)),
+        "latency": tuple(map(latency_row, run.latency.measurements)),
+        "controls": tuple(map(control_row, run.latency.controls)),
     }
 
 
@@ -181,7 +181,8 @@ def _artifact(exports: Exports, directory: Path) -> paper.Artifact:
     )
 
 
-def _latency(row: Measurement) -> paper.LatencyRow:
+def latency_row(row: Measurement) -> paper.LatencyRow:
+    """A measurement as the report has it."""
     same = ("subject", "variant", "runtime", "provider", "provider_asked", "batch", "sequence", "threads")
     computed = ("p50_ms", "p90_ms", "p99_ms", "throughput")
     return paper.LatencyRow.model_validate(
@@ -195,7 +196,8 @@ def _latency(row: Measurement) -> paper.LatencyRow:
     )
 
 
-def _control(control: Control) -> paper.ControlRow:
+def control_row(control: Control) -> paper.ControlRow:
+    """An A/A control as the report has it."""
     return paper.ControlRow(
         batch=control.batch,
         sequence=control.sequence,

@@ -1,0 +1,156 @@
+"""How often the gate cries wolf, and how often it sees a real loss of speed-up, on a host that others use too.
+
+The embedded demo is pruned to a quarter of its FFN neurons, and once more with wider layers, so that its speed-up is
+some 15 % smaller. Both are measured again and again in short runs, while other processes come and go, and held against
+baselines that were measured in the same way: `skillprune gate RUN --baseline OTHER_RUN`. An alarm about the same model
+is false; one about the wider model is right. Where the identical-pair control of a run stays off, the gate judges
+nothing.
+
+The loss that was injected is measured by itself, in one long run of both files without the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from provenance import HERE, kept_row, update_result
+
+import skillprune
+from skillprune import load_recipe, load_source
+from skillprune.benchmark import Latency, Subject, measure_latency
+from skillprune.gating import Demands, judge
+from skillprune.pipeline.inputs import random_inputs
+from skillprune.pipeline.summary import control_row, latency_row
+from skillprune.report import Report
+
+RECIPE = HERE.parent / "recipes" / "quickstart.yaml"
+SHAPE = (8, 64)
+KEEP = {"same": 0.25, "wider": 0.5}
+THREADS, ROUNDS, LONG = 2, 36, 360
+RUNS, BASELINES, CHUNK = 100, 10, 10
+
+# Works for a while, then rests for a while, like whatever else runs on a shared machine.
+OTHERS = """
+import random, time
+while True:
+    end = time.perf_counter() + random.uniform(0.005, 0.2)
+    while time.perf_counter() < end:
+        sum(range(1000))
+    time.sleep(random.uniform(0.005, 0.4))
+"""
+
+
+def main() -> None:
+    """Measures baselines and runs in chunks that are kept, judges every run, and writes the counts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=RUNS)
+    parser.add_argument("--name", default="gate-alarms")
+    arguments = parser.parse_args()
+    with TemporaryDirectory() as folder:
+        files = Files(Path(folder))
+        injected = kept_row(f"{arguments.name}-injected", files.injected)
+        with others(2):
+            baselines = files.reports("baseline", "same", BASELINES, arguments.name)
+            found = {
+                kind: files.judged(files.reports(kind, kind, arguments.runs, arguments.name), baselines)
+                for kind in KEEP
+            }
+    result = {
+        "shape": SHAPE,
+        "rounds": ROUNDS,
+        "other_processes": 2,
+        "injected": injected,
+        "runs": arguments.runs,
+        "false_alarms": found["same"]["failed"],
+        "caught": found["wider"]["failed"],
+        "outcomes": found,
+    }
+    update_result("gate", "alarms", seeds=[0], result=result)
+
+
+@contextmanager
+def others(count: int) -> Iterator[None]:
+    """Other processes that work now and then, for as long as the context is open."""
+    started = [subprocess.Popen([sys.executable, "-c", OTHERS]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in started:
+            process.kill()
+
+
+class Files:
+    """The two pruned models beside their dense one, and measurements of them."""
+
+    def __init__(self, folder: Path) -> None:
+        """Prunes and exports; the reports are templates for all measurements to come."""
+        self.folders = {kind: folder / kind for kind in KEEP}
+        self.templates: dict[str, Report] = {}
+        for kind, keep in KEEP.items():
+            changes = [f"plan.keep_ratio={keep}", f"benchmark.shapes=[[{SHAPE[0]}, {SHAPE[1]}]]", "benchmark.rounds=12"]
+            recipe = load_recipe(RECIPE, [*changes, "demand.min_speedup=null"])
+            self.templates[kind] = skillprune.run(recipe, self.folders[kind])
+        self.source = load_source(recipe.model)
+
+    def injected(self) -> dict[str, Any]:
+        """How much of the speed-up the wider model loses, both measured in the same rounds."""
+        subjects = [self._dense("same"), *(Subject(kind, "fp32", self._pruned(kind)) for kind in KEEP)]
+        latency = self._measure(subjects, LONG, seed=0)
+        speedups = {row.subject: row.speedup.value for row in latency.measurements}
+        return {"speedups": speedups, "loss": 1 - speedups["wider"] / speedups["same"]}
+
+    def reports(self, name: str, kind: str, count: int, stem: str) -> list[Report]:
+        """Short runs of one of the models, each with its own seed."""
+        found: list[Report] = []
+        for first in range(0, count, CHUNK):
+            seeds = range(first, min(first + CHUNK, count))
+            row = kept_row(f"{stem}-{name}-{first}", partial(self._chunk, name, kind, seeds))
+            found += [self.templates[kind].model_validate(self._filled(kind, each)) for each in row["measured"]]
+        return found
+
+    def judged(self, runs: Sequence[Report], baselines: Sequence[Report]) -> dict[str, int]:
+        """What the gate says of every run, each held against one of the baselines in turn."""
+        quiet = [each for each in baselines if all(control.ok for control in each.controls)]
+        said = Counter(judge(run, Demands(), quiet[number % len(quiet)]).outcome for number, run in enumerate(runs))
+        return {outcome: said[outcome] for outcome in ("passed", "failed", "incomparable")}
+
+    def _chunk(self, name: str, kind: str, seeds: Sequence[int]) -> dict[str, Any]:
+        offset = 1000 * ["baseline", *KEEP].index(name)
+        subjects = [self._dense(kind), Subject("pruned", "fp32", self._pruned(kind))]
+        latencies = [self._measure(subjects, ROUNDS, seed=offset + seed) for seed in seeds]
+        return {
+            "measured": [
+                {
+                    "latency": [latency_row(row).model_dump() for row in latency.measurements],
+                    "controls": [control_row(control).model_dump() for control in latency.controls],
+                }
+                for latency in latencies
+            ]
+        }
+
+    def _filled(self, kind: str, measured: dict[str, Any]) -> dict[str, Any]:
+        kept = {"verdict": {**self.templates[kind].verdict.model_dump(), "ok": True, "reasons": []}}
+        return {**self.templates[kind].model_dump(), **kept, **measured}
+
+    def _measure(self, subjects: Sequence[Subject], rounds: int, *, seed: int) -> Latency:
+        feeds = partial(random_inputs, self.source.model, self.source.tokenizer, seed=0)
+        return measure_latency(subjects, [SHAPE], feeds, threads=THREADS, provider="cpu", rounds=rounds, seed=seed)
+
+    def _dense(self, kind: str) -> Subject:
+        return Subject("dense", "fp32", self.folders[kind] / "onnx" / "dense" / "fp32" / "model.onnx")
+
+    def _pruned(self, kind: str) -> Path:
+        return self.folders[kind] / "onnx" / "fp32" / "model.onnx"
+
+
+if __name__ == "__main__":
+    main()
