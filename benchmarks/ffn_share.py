@@ -2,8 +2,8 @@
 
 share = (t_dense - t_pruned) / (t_dense - t_without_ffn) / (share of FFN multiply-accumulates removed)
 
-where t_without_ffn is the same graph with every FFN replaced by the bias of its down projection. All files are timed in
-the same interleaved rounds; the interval is a bootstrap over openings and their rounds.
+where t_without_ffn is the same graph without FFN neurons, so that a bias is all that is left of every FFN. All files
+are timed in the same interleaved rounds; the interval is a bootstrap over openings and their rounds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from provenance import minilm_recipe, write_result
-from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from skillprune import export_onnx, load_source
@@ -27,18 +26,6 @@ from skillprune.planning import KeepRatio, predict_plan
 from skillprune.surgery import record_widths_
 
 SHAPES = [(8, 128), (1, 128), (1, 32)]
-
-
-class Bias(nn.Module):
-    """What is left of an FFN without neurons."""
-
-    def __init__(self, bias: Tensor) -> None:
-        super().__init__()
-        self.bias = nn.Parameter(bias.detach().clone())
-
-    def forward(self, _: Tensor) -> Tensor:
-        """The bias, whatever comes in; tracing drops what nobody reads."""
-        return self.bias
 
 
 def main() -> None:
@@ -94,10 +81,10 @@ def keep_first_neurons_(model: PreTrainedModel, keep: float) -> float:
 
 
 def without_ffn(model: PreTrainedModel) -> PreTrainedModel:
-    """Replaces every FFN by the bias of its down projection, in place."""
+    """Removes every neuron, in place: exported, what is left of an FFN is the bias of its down projection."""
     for ffn in find_ffns(model):
-        parent, _, name = ffn.stack.down.rpartition(".")
-        setattr(ffn.block.get_submodule(parent), name, Bias(ffn.down.bias))
+        ffn.keep_(())
+    record_widths_(model)
     return model
 
 

@@ -8,6 +8,7 @@ SkillPruneError                     2   the base; never raised itself
 ├── PlanMismatch                    2   a plan does not fit the model it is applied to
 ├── OutputError                     2   the output directory holds something else
 ├── MissingExtra                    2   an optional dependency is not installed
+├── UnsupportedExport               2   an exporter cannot write what was asked for
 ├── ProviderUnavailable             2   the execution provider asked for is not there
 ├── VerificationFailed              1   something was made, then found wrong
 │   └── ParityError                 1   two forms of one model disagree
@@ -78,6 +79,10 @@ class MissingExtra(SkillPruneError):
 
     def __init__(self, feature: str, extra: str) -> None:
         super().__init__(f"{feature} needs an optional dependency: pip install 'skillprune[{extra}]'")
+
+
+class UnsupportedExport(SkillPruneError):
+    """An exporter cannot write the operator set, or the kind of model, that was asked for."""
 
 
 class ProviderUnavailable(SkillPruneError):

@@ -138,6 +138,7 @@ def write_recipe(folder: Path, name: str = "recipe", **sections: Any) -> Path:
         "task": {"data": data, "text": "text", "label": "label", "max_length": 32},
         "scoring": {"criterion": "wanda", "examples": 24, "batch_size": 8, "also": ["predictivity"]},
         "plan": {"keep_ratio": KEPT / WIDTH, "round_to": 8},
+        "export": {"backends": "torchscript", "fusion": False},
         "benchmark": {"shapes": [list(shape) for shape in SHAPES], "threads": 1, "rounds": 10},
     } | sections
     path = folder / f"{name}.yaml"

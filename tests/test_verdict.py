@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 from skillprune.benchmark import Control, Latency, Measurement, Ratio
 from skillprune.evaluation import Comparison
 from skillprune.export import OnnxArtifact
-from skillprune.pipeline.results import Exports
+from skillprune.pipeline.choice import choose
+from skillprune.pipeline.results import Exports, Variant
 from skillprune.pipeline.verdict import failed_files, too_wrong, unmet_plan
 from skillprune.planning import Costs, PruningPlan
 from skillprune.recipe import DemandSpec
@@ -33,12 +35,12 @@ def plan(kept: int, width: int = 8) -> PruningPlan:
     )
 
 
-def artifact(size: int) -> OnnxArtifact:
-    return OnnxArtifact("fp32", Path("model.onnx"), size, "torchscript", 17, 0.0, 1e-4)
+def artifact(size: int, variant: str = "fp32") -> OnnxArtifact:
+    return OnnxArtifact(variant, Path("model.onnx"), size, "torchscript", 17, 0.0, 1e-4)
 
 
-def row(subject: str, shape: tuple[int, int], speedup: Ratio) -> Measurement:
-    return Measurement(subject, "fp32", "onnxruntime", "cpu", "cpu", *shape, 1, (1.0,) * 10, speedup)
+def row(subject: str, shape: tuple[int, int], speedup: Ratio, variant: str = "fp32", ran: str = "cpu") -> Measurement:
+    return Measurement(subject, variant, "onnxruntime", ran, "cpu", *shape, 1, (1.0,) * 10, speedup)
 
 
 def latency(*lows: float, control: Ratio = QUIET) -> Latency:
@@ -71,8 +73,9 @@ def judge(
 def judged(
     demand: DemandSpec, planned: PruningPlan, sizes: tuple[int, int], measured: Latency, difference: float = -0.5
 ) -> tuple[str, ...]:
-    exports = Exports(*map(artifact, sizes))
-    files = failed_files(demand, planned, exports, measured)
+    dense, pruned = map(artifact, sizes)
+    exports = Exports(dense, (Variant(pruned),))
+    files = failed_files(demand, planned, exports, measured, choose(exports, measured))
     return (*unmet_plan(planned), *files, *too_wrong(demand, "accuracy", comparison(difference)))
 
 
@@ -83,7 +86,7 @@ def test_without_a_demand_neither_slowness_nor_a_large_drop_fails_the_run() -> N
 @pytest.mark.parametrize("sizes", [(100, 100), (100, 101)])
 def test_a_pruned_file_that_is_not_smaller_fails(sizes: tuple[int, int]) -> None:
     (reason,) = judge(sizes=sizes)
-    assert "not smaller" in reason and re.findall(r"\d+", reason) == [str(sizes[1]), str(sizes[0])]
+    assert "not smaller" in reason and re.findall(r"\b\d+", reason) == [str(sizes[1]), str(sizes[0])]
     assert judge(sizes=(100, 99)) == ()
 
 
@@ -143,3 +146,50 @@ def test_every_broken_promise_is_told_at_once() -> None:
     demand = DemandSpec(min_speedup=3.0, max_drop=0.1)
     reasons = judge(demand, sizes=(60, 100), measured=latency(1.0, 1.0, control=Ratio(2.0, 1.9, 2.1)))
     assert len(reasons) == len(set(reasons)) == 5
+
+
+def of_variants(int8: float, *, refused: str | None = None, size: int = 30) -> tuple[Exports, Latency]:
+    """fp32 at 2x and int8-dynamic at ``int8`` times dense, at every shape."""
+    files = (Variant(artifact(60)), Variant(artifact(size, "int8-dynamic"), refused=refused))
+    speeds = {"fp32": 2.0, "int8-dynamic": int8}
+    rows = [
+        row("pruned", shape, Ratio(speed, speed - 0.1, speed + 0.1), variant)
+        for shape in SHAPES
+        for variant, speed in speeds.items()
+    ]
+    return Exports(artifact(100), files), Latency(tuple(rows), ())
+
+
+def reasons(exports: Exports, measured: Latency, asked: Collection[str], **demands: float) -> tuple[str, ...]:
+    choice = choose(exports, measured)
+    return failed_files(DemandSpec(**demands), plan(4), exports, measured, choice, asked=asked)
+
+
+def test_a_variant_slower_than_fp32_fails_only_if_it_was_asked_for_by_name() -> None:
+    (reason,) = reasons(*of_variants(1.9), ("fp32", "int8-dynamic"))
+    assert "int8-dynamic" in reason and "1.900x" in reason and "2.000x" in reason
+    assert reasons(*of_variants(1.9), ("auto",)) == reasons(*of_variants(2.1), ("fp32", "int8-dynamic")) == ()
+
+
+def test_a_variant_outside_the_accuracy_floor_fails_only_if_it_was_asked_for_by_name() -> None:
+    found = of_variants(3.0, refused="it is worse than fp32 by 0.2")
+    (reason,) = reasons(*found, ("int8-dynamic",))
+    assert "int8-dynamic" in reason and "0.2" in reason
+    assert reasons(*found, ("auto",)) == ()
+
+
+def test_the_demand_is_put_to_the_best_variant() -> None:
+    assert reasons(*of_variants(3.0), ("auto",), min_speedup=2.9) == ()
+    assert len(reasons(*of_variants(3.0, refused="worse"), ("auto",), min_speedup=2.9)) == len(SHAPES)
+
+
+def test_every_variant_must_be_smaller_than_the_dense_file() -> None:
+    (reason,) = reasons(*of_variants(3.0, size=100), ("auto",))
+    assert "int8-dynamic" in reason and "not smaller" in reason
+
+
+def test_another_provider_than_the_one_asked_for_fails() -> None:
+    exports, measured = of_variants(3.0)
+    elsewhere = replace(measured.measurements[0], provider="cuda")
+    (reason,) = reasons(exports, replace(measured, measurements=(elsewhere, *measured.measurements[1:])), ("auto",))
+    assert "pruned fp32 was to run on cpu and ran on cuda" in reason

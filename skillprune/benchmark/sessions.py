@@ -127,6 +127,6 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     # Several sessions share the process, and idle threads that busy-wait would slow whichever one is being timed.
     # The price is a wake-up at every parallel operator, the same for every subject.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = ERRORS_ONLY
     return options

@@ -1,6 +1,39 @@
 """From a PyTorch model to ONNX files that are proven to compute the same; how fast they are is left to benchmark."""
 
 from skillprune.export.artifact import OnnxArtifact
-from skillprune.export.onnx import Arrays, check_parity, export_onnx
+from skillprune.export.backends import BACKENDS, is_usable
+from skillprune.export.calibration import Ranges, calibrate
+from skillprune.export.candidates import Candidates, Refused, export_candidates
+from skillprune.export.float16 import to_float16
+from skillprune.export.fused import FUSIONS, fuse_onnx
+from skillprune.export.onnx import export_onnx
+from skillprune.export.parity import check_parity, largest_difference
+from skillprune.export.quantisation import Quantise, Quantised, quantise_dynamic, quantise_static, saturates
+from skillprune.export.sensitive import keep_sensitive, output_error, sensitivity
+from skillprune.export.signature import Arrays
 
-__all__ = ["Arrays", "OnnxArtifact", "check_parity", "export_onnx"]
+__all__ = [
+    "BACKENDS",
+    "FUSIONS",
+    "Arrays",
+    "Candidates",
+    "OnnxArtifact",
+    "Quantise",
+    "Quantised",
+    "Ranges",
+    "Refused",
+    "calibrate",
+    "check_parity",
+    "export_candidates",
+    "export_onnx",
+    "fuse_onnx",
+    "is_usable",
+    "keep_sensitive",
+    "largest_difference",
+    "output_error",
+    "quantise_dynamic",
+    "quantise_static",
+    "saturates",
+    "sensitivity",
+    "to_float16",
+]

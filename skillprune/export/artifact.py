@@ -1,4 +1,4 @@
-"""`OnnxArtifact`: one exported file with the proof that it computes what PyTorch does."""
+"""`OnnxArtifact`: one exported file with the proof that it computes what it was made from does."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ class OnnxArtifact:
     """One exported model.
 
     Attributes:
-        variant: numeric variant, ``fp32``.
-        path: the ONNX file.
-        bytes: its size.
-        backend: the exporter that wrote it.
+        variant: numeric variant, such as ``fp32``.
+        path: the ONNX file; weights above protobuf's limit lie beside it.
+        bytes: their size together.
+        backend: the exporter that wrote it, with what was fused afterwards.
         opset: ONNX operator set.
-        max_abs_diff: largest difference of a logit from PyTorch over the shapes that were tried.
-        tolerance: the difference that was allowed.
+        max_abs_diff: largest difference of an output over the inputs that were tried: of fp32 files from PyTorch, of
+            others from the fp32 file they were made from.
+        tolerance: the difference that was allowed; None where another measure decides.
     """
 
     variant: str
@@ -26,8 +27,10 @@ class OnnxArtifact:
     backend: str
     opset: int
     max_abs_diff: float
-    tolerance: float
+    tolerance: float | None
 
     def __str__(self) -> str:
-        parity = f"differs from PyTorch by {self.max_abs_diff:.2g} at most ({self.tolerance:.2g} allowed)"
-        return f"  {self.path}  {self.bytes:,} bytes, opset {self.opset}, {parity}"
+        allowed = "" if self.tolerance is None else f" ({self.tolerance:.2g} allowed)"
+        source = "PyTorch" if self.variant == "fp32" else "fp32"
+        parity = f"differs from {source} by {self.max_abs_diff:.2g} at most{allowed}"
+        return f"  {self.path}  {self.bytes:,} bytes, {self.backend}, opset {self.opset}, {parity}"

@@ -1,85 +1,64 @@
-"""Exports a classifier to ONNX and refuses a file that does not compute what PyTorch computes."""
+"""Exports a model to ONNX and refuses a file that does not compute what PyTorch computes."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import onnx
-import onnxruntime
-import torch
-from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from skillprune.activations import evaluating
-from skillprune.errors import ParityError, ResourceFailure, VerificationFailed
+from skillprune.errors import SkillPruneError, VerificationFailed
 from skillprune.export.artifact import OnnxArtifact
-from skillprune.export.torchscript import OPSET, write_graph
+from skillprune.export.backends import find_backend
+from skillprune.export.constant import constant_where_empty
+from skillprune.export.files import SPLIT_ABOVE, replacing, settle, size_of
+from skillprune.export.parity import check_parity
+from skillprune.export.signature import Arrays, as_tensors, signature_of
 
-Arrays = Mapping[str, NDArray[np.int64]]
 
-TOLERANCE = 1e-4
-"""Largest difference of a logit that float32 files may show, relative to the largest logit (at least 1)."""
-
-
-def export_onnx(model: PreTrainedModel, inputs: Sequence[Arrays], path: Path, *, variant: str = "fp32") -> OnnxArtifact:
+def export_onnx(
+    model: PreTrainedModel,
+    inputs: Sequence[Arrays],
+    path: Path,
+    *,
+    backend: str = "torchscript",
+    opset: int | None = None,
+    split_above: int = SPLIT_ABOVE,
+) -> OnnxArtifact:
     """Writes ``path`` and compares it with PyTorch on every one of ``inputs``.
 
     Args:
-        model: a classifier in float32.
+        model: an encoder with or without a head, or a classifier of any kind, in float32.
         inputs: at least two inputs of different shapes, the first of which is traced. Padding should occur.
         path: the ONNX file; its directory is created. An older file stays until the new one has passed.
-        variant: numeric variant the artefact is called by.
+        backend: the exporter, one of `BACKENDS`.
+        opset: ONNX operator set; None takes the exporter's own.
+        split_above: bytes above which the weights go to ``path`` with ``.data`` at its end.
 
     Raises:
-        ParityError: a logit differs by more than the tolerance at some shape; the file is not kept.
-        VerificationFailed: ONNX Runtime cannot load the file.
+        MissingExtra: the exporter is not installed.
+        UnsupportedExport: the exporter cannot write that operator set.
+        ParityError: an output differs by more than the tolerance at some shape; the file is not kept.
+        VerificationFailed: the exporter failed, or ONNX Runtime cannot load the file or run it at another shape.
         ResourceFailure: the file could not be written.
     """
-    fresh = path.with_name(f".{path.name}.partial")
-    traced = {name: torch.from_numpy(array).to(model.device) for name, array in inputs[0].items()}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with evaluating(model):
-            write_graph(model, traced, fresh)
-            difference, tolerance = check_parity(model, fresh, inputs)
-        os.replace(fresh, path)
-    except OSError as failed:
-        raise ResourceFailure(f"{path} could not be written: {failed}") from failed
-    finally:
-        with suppress(OSError):
-            fresh.unlink()
-    return OnnxArtifact(variant, path, path.stat().st_size, "torchscript", OPSET, difference, tolerance)
+    exporter = find_backend(backend)
+    written = exporter.choose_opset(backend, opset)
+    with replacing(path) as fresh, evaluating(model):
+        signature = signature_of(model, inputs)
+        try:
+            with constant_where_empty(model):
+                exporter.write(model, as_tensors(model, inputs[0]), signature, fresh, written)
+        except (OSError, SkillPruneError):
+            raise
+        except Exception as failed:  # exporters fail in every way there is
+            raise VerificationFailed(f"the exporter {backend} failed: {_first_line(failed)}") from failed
+        settle(fresh, split_above=split_above)
+        difference, tolerance = check_parity(model, fresh, inputs)
+    return OnnxArtifact("fp32", path, size_of(path), backend, written, difference, tolerance)
 
 
-def check_parity(model: PreTrainedModel, path: Path, inputs: Sequence[Arrays]) -> tuple[float, float]:
-    """The largest difference of a logit between PyTorch and the file, and the tolerance it is within.
-
-    Raises:
-        ParityError: some shape exceeds the tolerance.
-        VerificationFailed: ONNX Runtime cannot load the file.
-    """
-    session = _plain_session(path)
-    worst, allowed = 0.0, TOLERANCE
-    for arrays in inputs:
-        with torch.inference_mode():
-            tensors = {name: torch.from_numpy(array).to(model.device) for name, array in arrays.items()}
-            expected = model(**tensors).logits.float().cpu().numpy()
-        found = session.run(["logits"], dict(arrays))[0]
-        tolerance = TOLERANCE * max(1.0, float(np.abs(expected).max()))
-        difference = float(np.abs(found - expected).max())
-        if not difference <= tolerance:
-            raise ParityError(f"{path.name} at shape {next(iter(arrays.values())).shape}", difference, tolerance)
-        worst, allowed = max(worst, difference), max(allowed, tolerance)
-    return worst, allowed
-
-
-def _plain_session(path: Path) -> onnxruntime.InferenceSession:
-    try:
-        onnx.checker.check_model(str(path))
-        return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except Exception as broken:  # both libraries raise their own unrelated types
-        raise VerificationFailed(f"{path} is not a graph ONNX Runtime can run: {broken}") from broken
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]:.300}" if lines else type(error).__name__

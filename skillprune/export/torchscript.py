@@ -5,45 +5,31 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from skillprune.export.constant import constant_where_empty
-
-OPSET = 17
-"""Newest operator set this exporter writes; ONNX Runtime fuses the decomposed GELU itself."""
+from skillprune.export.signature import Results, Signature
 
 
-class _LogitsOnly(nn.Module):
-    """Names the inputs and returns one tensor, so that the graph's signature is what it says."""
-
-    def __init__(self, model: PreTrainedModel, names: list[str]) -> None:
-        super().__init__()
-        self.model = model
-        self.names = names
-
-    def forward(self, *inputs: Tensor) -> Any:
-        return self.model(**dict(zip(self.names, inputs, strict=True))).logits
-
-
-def write_graph(model: PreTrainedModel, inputs: Mapping[str, Tensor], path: Path) -> None:
-    """Writes the model's graph with dynamic batch and sequence axes.
+def write_graph(
+    model: PreTrainedModel, inputs: Mapping[str, Tensor], signature: Signature, path: Path, opset: int
+) -> None:
+    """Writes the model's graph.
 
     A model loaded with eager attention traces to fewer nodes than one with the fused kernel, and runs faster exported.
 
     Args:
-        model: a classifier in evaluation mode.
-        inputs: example inputs by name, ``(batch, sequence)`` each.
-        path: the file to write.
+        model: in evaluation mode.
+        inputs: example inputs by name.
+        signature: what the graph takes and gives.
+        path: the file to write; weights of large models may come to lie beside it.
+        opset: ONNX operator set; ONNX Runtime fuses the decomposed GELU of older ones itself.
     """
-    names = list(inputs)
-    axes = {name: {0: "batch", 1: "sequence"} for name in names} | {"logits": {0: "batch"}}
     # The exporter restores the mode of what it is given, so the wrapper must be in the mode of the model.
-    graph = _LogitsOnly(model, names).eval()
-    with warnings.catch_warnings(), torch.inference_mode(), constant_where_empty(model):
+    graph = Results(model, signature).eval()
+    with warnings.catch_warnings(), torch.inference_mode():
         # The exporter announces that it is no longer the default, and traces shape checks it cannot follow; parity is
         # measured afterwards at other shapes than the traced one.
         warnings.simplefilter("ignore")
@@ -51,9 +37,9 @@ def write_graph(model: PreTrainedModel, inputs: Mapping[str, Tensor], path: Path
             graph,
             tuple(inputs.values()),
             str(path),
-            input_names=names,
-            output_names=["logits"],
-            dynamic_axes=axes,
-            opset_version=OPSET,
+            input_names=list(signature.inputs),
+            output_names=list(signature.outputs),
+            dynamic_axes=signature.axes,
+            opset_version=opset,
             dynamo=False,
         )

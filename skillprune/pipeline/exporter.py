@@ -2,73 +2,101 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from skillprune.benchmark import Latency, Subject, measure_latency, open_session
+from skillprune.benchmark import Latency, Subject, measure_latency
 from skillprune.checkpoint import Attention, Source
 from skillprune.data import Batch
-from skillprune.evaluation import Predictions, predict_split
-from skillprune.export import export_onnx
+from skillprune.evaluation import Predictions
+from skillprune.export import FUSIONS, Arrays, Candidates, OnnxArtifact, export_candidates
+from skillprune.pipeline.choice import PRUNED
+from skillprune.pipeline.directory import replacing
 from skillprune.pipeline.inputs import parity_inputs, random_inputs
+from skillprune.pipeline.onnx_answers import answers
 from skillprune.pipeline.planner import float32_model
-from skillprune.pipeline.results import Exports
+from skillprune.pipeline.results import Exports, Tried, Variant
+from skillprune.pipeline.tournament import fastest
+from skillprune.pipeline.variants import VariantMaker, asked_variants
 from skillprune.progress import Progress
 from skillprune.recipe import Recipe
 
+DENSE = "dense"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Exporter:
     """A recipe's ONNX files in one directory.
 
     Attributes:
         recipe: the request.
         source: the dense model.
+        calibration: batches that ranges of activations are taken from.
+        validation: batches that number formats are judged on.
         directory: where the files go.
         progress: told about long work.
     """
 
     recipe: Recipe
     source: Source
+    calibration: Sequence[Batch]
+    validation: Sequence[Batch]
     directory: Path
     progress: Progress
 
     @property
-    def paths(self) -> tuple[Path, Path]:
-        """The files of the dense and of the pruned model."""
-        dense, pruned = (self.directory / name / "model.onnx" for name in ("dense/fp32", "fp32"))
-        return dense, pruned
+    def paths(self) -> tuple[Path, ...]:
+        """Where the files go: that of the dense model, then the pruned ones, fp32 first."""
+        names = (f"{DENSE}/fp32", "fp32", *asked_variants(self.recipe))
+        return tuple(self.directory / name / "model.onnx" for name in names)
 
     def export(self, final: Callable[[Attention], PreTrainedModel]) -> Exports:
-        """Writes both files.
+        """Writes all files, the fastest exporter's.
 
         Args:
             final: loads the final checkpoint.
+
+        Raises:
+            VerificationFailed: no exporter wrote a file that computes what PyTorch does.
         """
+        dense_path, fp32_path, *others = self.paths
         inputs = parity_inputs(self.source.model, self.source.tokenizer, seed=self.recipe.seed)
-        dense_path, pruned_path = self.paths
-        self.progress("export", 0, 2)
-        dense = export_onnx(float32_model(self.recipe, "eager"), inputs, dense_path)
-        self.progress("export", 1, 2)
-        pruned = export_onnx(final("eager"), inputs, pruned_path)
-        self.progress("export", 2, 2)
-        return Exports(dense, pruned)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=self.directory, prefix=".candidates.") as folder:
+            dense, dense_tried, _ = self._fastest(DENSE, float32_model(self.recipe, "eager"), inputs, Path(folder))
+            pruned, pruned_tried, plain = self._fastest(PRUNED, final("eager"), inputs, Path(folder))
+            fp32 = Variant(_placed(pruned, fp32_path))
+            if others:
+                maker = VariantMaker(self.recipe, plain, self.calibration, self.validation, inputs, self.progress)
+                made = [maker.make(path.parent.name, path) for path in others]
+                fp32 = replace(fp32, validation=maker.fp32)
+            else:
+                made = []
+            return Exports(_placed(dense, dense_path), (fp32, *made), (*dense_tried, *pruned_tried))
 
     def here(self, found: Exports) -> Exports:
         """The same files; the directory may have been moved, or be called by another name, since they were made."""
-        dense, pruned = self.paths
-        return Exports(replace(found.dense, path=dense), replace(found.pruned, path=pruned))
+        dense, *pruned = self.paths
+        variants = tuple(
+            replace(variant, artifact=replace(variant.artifact, path=path))
+            for variant, path in zip(found.variants, pruned, strict=True)
+        )
+        return replace(found, dense=replace(found.dense, path=dense), variants=variants)
 
     def bench(self, exports: Exports) -> Latency:
-        """Dense against pruned, interleaved, with an identical-pair control."""
+        """Dense against every variant of the pruned model, interleaved, with an identical-pair control."""
         spec = self.recipe.benchmark
+        pruned = [Subject(PRUNED, each.name, each.artifact.path) for each in exports.variants]
         return measure_latency(
-            [Subject("dense", "fp32", exports.dense.path), Subject("pruned", "fp32", exports.pruned.path)],
+            [Subject(DENSE, "fp32", exports.dense.path), *pruned],
             spec.shapes,
             self._feeds,
             threads=spec.threads,
@@ -78,19 +106,42 @@ class Exporter:
             progress=self.progress,
         )
 
-    def judge(self, exports: Exports, batches: Sequence[Batch]) -> Predictions:
-        """What the shipped file answers on the test split."""
-        spec = self.recipe.benchmark
-        session = open_session(exports.pruned.path, threads=spec.threads, provider=spec.provider)
-        names = {given.name for given in session.get_inputs()}
+    def judge(self, variant: Variant, batches: Sequence[Batch]) -> Predictions:
+        """What a file answers on the test split."""
+        what = f"test (onnx {variant.name})"
+        return answers(variant.artifact.path, batches, self.recipe.benchmark, what=what, progress=self.progress)
 
-        def predict(batch: Batch) -> NDArray[np.float32]:
-            logits: NDArray[np.float32] = session.run(
-                ["logits"], {name: tensor.numpy() for name, tensor in batch.inputs.items() if name in names}
-            )[0]
-            return logits
-
-        return predict_split(predict, batches, what="test (onnx)", progress=self.progress)
+    def _fastest(
+        self, subject: str, model: PreTrainedModel, inputs: Sequence[Arrays], folder: Path
+    ) -> tuple[OnnxArtifact, tuple[Tried, ...], OnnxArtifact]:
+        """The fastest fp32 file, how all that were tried did, and the fastest one without fused operators."""
+        spec = self.recipe.export
+        found = export_candidates(
+            model,
+            inputs,
+            folder / subject,
+            backends=None if "auto" in spec.backends else spec.backends,
+            fusions=FUSIONS if spec.fusion else (),
+            progress=self.progress,
+        )
+        best, tried = fastest(
+            subject, found, self._feeds, self.recipe.benchmark, seed=self.recipe.seed, progress=self.progress
+        )
+        return best, tried, _plain(best, found, tried)
 
     def _feeds(self, batch: int, sequence: int) -> Mapping[str, NDArray[np.int64]]:
         return random_inputs(self.source.model, self.source.tokenizer, batch, sequence, seed=self.recipe.seed)
+
+
+def _plain(best: OnnxArtifact, found: Candidates, tried: Sequence[Tried]) -> OnnxArtifact:
+    """The fastest file as an exporter wrote it; ``tried`` has the fastest first."""
+    plain = {each.backend: each for each in found.passed if "+" not in each.backend}
+    return next((plain[each.exporter] for each in tried if each.exporter in plain), best)
+
+
+def _placed(artifact: OnnxArtifact, path: Path) -> OnnxArtifact:
+    """The artefact at ``path``; what its directory held before stays until the copy is whole."""
+    with replacing(path.parent) as fresh:
+        shutil.copytree(artifact.path.parent, fresh)
+        os.replace(fresh / artifact.path.name, fresh / path.name)
+    return replace(artifact, path=path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from skillprune.evaluation import Comparison
 from skillprune.export import OnnxArtifact
@@ -10,14 +10,66 @@ from skillprune.recovery import Recovery
 
 
 @dataclass(frozen=True)
+class Tried:
+    """A file that competed to be the fp32 file of a model.
+
+    Attributes:
+        subject: ``dense`` or ``pruned``.
+        exporter: what wrote it, such as ``torchscript+attention``.
+        speed: times the kept file's speed, the geometric mean over shapes; 1 for that file itself. None where it was
+            refused, or was the only one.
+        refused: why it did not compete.
+    """
+
+    subject: str
+    exporter: str
+    speed: float | None = None
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The pruned model in one number format.
+
+    Attributes:
+        artifact: its file.
+        validation: the metric of the file on validation; None where fp32 is the only format.
+        kept: products that were left in fp32 because they hurt.
+        refused: why it must not be shipped: it loses more than ``export.max_drop`` against fp32.
+    """
+
+    artifact: OnnxArtifact
+    validation: float | None = None
+    kept: tuple[str, ...] = ()
+    refused: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the number format."""
+        return self.artifact.variant
+
+
+@dataclass(frozen=True)
 class Exports:
-    """The ONNX files of one variant, before and after pruning."""
+    """The ONNX files of a run.
+
+    Attributes:
+        dense: the dense model in fp32, which everything is compared with.
+        variants: the pruned model in every format; fp32 comes first.
+        tried: all files that competed to be the fp32 ones.
+    """
 
     dense: OnnxArtifact
-    pruned: OnnxArtifact
+    variants: tuple[Variant, ...]
+    tried: tuple[Tried, ...] = ()
+
+    def variant(self, name: str) -> Variant:
+        """The one of that name."""
+        return next(each for each in self.variants if each.name == name)
 
     def __str__(self) -> str:
-        return f"{self.dense}\n{self.pruned}"
+        refused = [f"  {each.name} is refused: {each.refused}" for each in self.variants if each.refused]
+        return "\n".join(map(str, [self.dense, *(each.artifact for each in self.variants), *refused]))
 
 
 @dataclass(frozen=True)
@@ -57,13 +109,13 @@ class Quality:
     Attributes:
         dense: the model as it came, in PyTorch.
         pruned: the reloaded pruned checkpoint, without training, in PyTorch.
-        comparison: what is shipped against dense: the ONNX file, or the checkpoint where there is none.
-        onnx: the shipped ONNX file; none where models are not exported.
+        comparison: what is shipped against dense: the best ONNX file, or the checkpoint where there is none.
+        onnx: every ONNX file, by variant; empty where models are not exported.
         recovered: the reloaded checkpoint after training, in PyTorch; none without training.
     """
 
     dense: float
     pruned: float
     comparison: Comparison
-    onnx: float | None = None
+    onnx: dict[str, float] = field(default_factory=dict)
     recovered: float | None = None

@@ -16,8 +16,9 @@ from skillprune.benchmark import Latency, check_provider, environment
 from skillprune.checkpoint import Attention, load_model, load_source
 from skillprune.data import load_splits
 from skillprune.errors import DataError, Problem, RecipeError
-from skillprune.evaluation import compare, judge_split
+from skillprune.evaluation import Outcome, compare, judge_split
 from skillprune.families import find_ffns
+from skillprune.pipeline.choice import Choice, choose
 from skillprune.pipeline.detection import batches_of, detection
 from skillprune.pipeline.directory import RunDirectory, replacing, write_text
 from skillprune.pipeline.exporter import Exporter
@@ -183,7 +184,7 @@ class Run:
 
     @cached_property
     def exports(self) -> Exports:
-        """ONNX files of the dense and of the pruned model, each proven against PyTorch.
+        """ONNX files of the dense and of the pruned model, each proven against what it was made from.
 
         Raises:
             RecipeError: models of this kind are not exported.
@@ -199,6 +200,11 @@ class Run:
         """Dense against pruned in ONNX Runtime, interleaved, with an identical-pair control."""
         exports = self.exports
         return self.directory.stage("bench", Latency, lambda: self._exporter.bench(exports))
+
+    @cached_property
+    def choice(self) -> Choice:
+        """The variant that is shipped."""
+        return choose(self.exports, self.latency)
 
     @cached_property
     def quality(self) -> Quality:
@@ -264,7 +270,7 @@ class Run:
         return self.directory.path / "prompts" / f"seed-{settings.seed}{suffix}.safetensors"
 
     def _test(self) -> Quality:
-        """Models are asked one after the other, each loaded anew; the last one is what is shipped."""
+        """Models are asked one after the other, each loaded anew; what is shipped is compared with the dense one."""
         device_map = self.recipe.model.device_map
         models: dict[str, Callable[[], PreTrainedModel]] = {
             "dense": lambda: float32_model(self.recipe, "sdpa"),
@@ -283,17 +289,23 @@ class Run:
             )
             for name, load in models.items()
         }
-        if self.task.is_exported:
-            outcomes["onnx"] = self._exporter.judge(self.exports, self._test_batches)
         *_, shipped = outcomes.values()
+        files: dict[str, Outcome] = {}
+        if self.task.is_exported:
+            files = {each.name: self._exporter.judge(each, self._test_batches) for each in self.exports.variants}
+            shipped = files[self.choice.variant]
         return Quality(
             **{name: outcome.value(metric) for name, outcome in outcomes.items()},
+            onnx={name: outcome.value(metric) for name, outcome in files.items()},
             comparison=compare(outcomes["dense"], shipped, metric=metric, seed=self.recipe.seed),
         )
 
     @property
     def _exporter(self) -> Exporter:
-        return Exporter(self.recipe, self.source, self.directory.path / "onnx", self.progress)
+        data = self._detection.data
+        return Exporter(
+            self.recipe, self.source, data.calibration, data.validation, self.directory.path / "onnx", self.progress
+        )
 
     def _final_model(self, attention: Attention = "sdpa") -> PreTrainedModel:
         return self._load(self._model_path, attention)

@@ -15,7 +15,7 @@ from skillprune import report as paper
 from skillprune.benchmark import Control, Measurement, environment
 from skillprune.checkpoint import read_record
 from skillprune.pipeline.directory import StageRecord, write_text
-from skillprune.pipeline.results import Exports
+from skillprune.pipeline.results import Variant
 from skillprune.pipeline.run import Run
 from skillprune.pipeline.verdict import failed_files, too_wrong, unmet_plan
 from skillprune.planning import PruningPlan
@@ -61,9 +61,11 @@ def _exported(run: Run) -> dict[str, Any]:
     """The parts of a report that speak of ONNX files."""
     if not run.task.is_exported:
         return {"artifacts": (), "best": None, "latency": (), "controls": ()}
+    dense = run.exports.dense.bytes
     return {
-        "artifacts": (_artifact(run.exports, run.directory.path),),
-        "best": paper.Best(variant=run.exports.pruned.variant, why="the only variant asked for"),
+        "artifacts": tuple(_artifact(each, dense, run.directory.path) for each in run.exports.variants),
+        "candidates": tuple(paper.CandidateRow.model_validate(asdict(each)) for each in run.exports.tried),
+        "best": paper.Best(variant=run.choice.variant, why=run.choice.why),
         "latency": tuple(map(latency_row, run.latency.measurements)),
         "controls": tuple(map(control_row, run.latency.controls)),
     }
@@ -155,7 +157,7 @@ def _quality(run: Run) -> paper.Quality:
             dense=quality.dense,
             pruned=quality.pruned,
             recovered=quality.recovered,
-            onnx={} if quality.onnx is None else {run.exports.pruned.variant: quality.onnx},
+            onnx=quality.onnx,
         ),
         difference=quality.comparison.difference,
         ci_low=quality.comparison.low,
@@ -167,17 +169,20 @@ def _quality(run: Run) -> paper.Quality:
     )
 
 
-def _artifact(exports: Exports, directory: Path) -> paper.Artifact:
-    pruned = exports.pruned
+def _artifact(variant: Variant, dense_bytes: int, directory: Path) -> paper.Artifact:
+    file = variant.artifact
     return paper.Artifact(
-        variant=pruned.variant,
-        path=pruned.path.relative_to(directory).as_posix(),
-        bytes=pruned.bytes,
-        dense_bytes=exports.dense.bytes,
-        backend=pruned.backend,
-        opset=pruned.opset,
-        max_abs_diff=pruned.max_abs_diff,
-        tolerance=pruned.tolerance,
+        variant=file.variant,
+        path=file.path.relative_to(directory).as_posix(),
+        bytes=file.bytes,
+        dense_bytes=dense_bytes,
+        backend=file.backend,
+        opset=file.opset,
+        max_abs_diff=file.max_abs_diff,
+        tolerance=file.tolerance,
+        validation=variant.validation,
+        kept_in_fp32=variant.kept,
+        refused=variant.refused,
     )
 
 
@@ -251,7 +256,9 @@ def _verdict(run: Run) -> paper.Verdict:
     demand = run.recipe.demand
     reasons = unmet_plan(run.plan)
     if run.task.is_exported:
-        reasons += failed_files(demand, run.plan, run.exports, run.latency)
+        reasons += failed_files(
+            demand, run.plan, run.exports, run.latency, run.choice, asked=run.recipe.export.variants
+        )
     reasons += too_wrong(demand, run.task.metric, run.quality.comparison)
     return paper.Verdict(
         ok=not reasons,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from skillprune.benchmark import Latency
 from skillprune.evaluation import Comparison, is_within
 from skillprune.export import OnnxArtifact
+from skillprune.pipeline.choice import PRUNED, Choice
 from skillprune.pipeline.results import Exports
 from skillprune.planning import PruningPlan
 from skillprune.recipe import DemandSpec
@@ -20,14 +21,32 @@ def unmet_plan(plan: PruningPlan) -> tuple[str, ...]:
     return () if plan.unmet is None else (plan.unmet,)
 
 
-def failed_files(demand: DemandSpec, plan: PruningPlan, exports: Exports, latency: Latency) -> tuple[str, ...]:
-    """One sentence per demand or check of ONNX files that does not hold."""
-    variant = exports.pruned.variant
+def failed_files(
+    demand: DemandSpec,
+    plan: PruningPlan,
+    exports: Exports,
+    latency: Latency,
+    choice: Choice,
+    *,
+    asked: Collection[str] = (),
+) -> tuple[str, ...]:
+    """One sentence per demand or check of ONNX files that does not hold.
+
+    Args:
+        demand: what the recipe demands.
+        plan: what was pruned.
+        exports: the files.
+        latency: their times.
+        choice: the variant that is named best.
+        asked: variants that were asked for by name, which makes refusing them a failure.
+    """
     return (
-        *_not_smaller(plan, exports.dense, exports.pruned),
+        *(reason for each in exports.variants for reason in _not_smaller(plan, exports.dense, each.artifact)),
+        *_elsewhere(latency),
         *_restless(latency),
-        *_slower_than_planned(plan, variant, latency),
-        *_too_slow(demand, variant, latency),
+        *_refused(exports, choice, asked),
+        *_slower_than_planned(plan, choice.variant, latency),
+        *_too_slow(demand, choice.variant, latency),
     )
 
 
@@ -42,7 +61,31 @@ def too_wrong(demand: DemandSpec, metric: str, comparison: Comparison) -> tuple[
 def _not_smaller(plan: PruningPlan, dense: OnnxArtifact, pruned: OnnxArtifact) -> Sequence[str]:
     if plan.width_after == plan.width_before or pruned.bytes < dense.bytes:
         return ()
-    return (f"the pruned ONNX file has {pruned.bytes:,} bytes, the dense one {dense.bytes:,}: it is not smaller",)
+    return (
+        f"the pruned {pruned.variant} ONNX file has {pruned.bytes:,} bytes, the dense one {dense.bytes:,}: it is not "
+        "smaller",
+    )
+
+
+def _elsewhere(latency: Latency) -> Sequence[str]:
+    """ONNX Runtime falls back to another provider without a word."""
+    found = {
+        f"{each.subject} {each.variant} was to run on {each.provider_asked} and ran on {each.provider}"
+        for each in latency.measurements
+        if each.provider != each.provider_asked
+    }
+    return sorted(found)
+
+
+def _refused(exports: Exports, choice: Choice, asked: Collection[str]) -> Iterator[str]:
+    for variant in exports.variants:
+        if variant.name not in asked:
+            continue
+        if variant.refused is not None:
+            yield f"{variant.name} is refused: {variant.refused}"
+        if variant.name in choice.slower:
+            speed, fp32 = choice.slower[variant.name]
+            yield f"{variant.name} is refused: {speed:.3f}x is no faster than fp32 with {fp32:.3f}x, mean over shapes"
 
 
 def _restless(latency: Latency) -> Sequence[str]:
@@ -62,7 +105,7 @@ def _too_slow(demand: DemandSpec, variant: str, latency: Latency) -> Sequence[st
         f"speed-up at {each.batch} x {each.sequence} is {each.speedup.value:.3f} "
         f"[{each.speedup.low:.3f}, {each.speedup.high:.3f}]; its lower end must reach {demand.min_speedup:g}"
         for each in latency.measurements
-        if (each.subject, each.variant) == ("pruned", variant) and each.speedup.low < demand.min_speedup
+        if (each.subject, each.variant) == (PRUNED, variant) and each.speedup.low < demand.min_speedup
     )
 
 
@@ -71,7 +114,7 @@ def _slower_than_planned(plan: PruningPlan, variant: str, latency: Latency) -> S
     if asked is None or plan.unmet is not None:
         return ()
     slowest = min(
-        each.speedup.value for each in latency.measurements if (each.subject, each.variant) == ("pruned", variant)
+        each.speedup.value for each in latency.measurements if (each.subject, each.variant) == (PRUNED, variant)
     )
     if slowest >= (1 - SPEEDUP_TOLERANCE) * asked:
         return ()

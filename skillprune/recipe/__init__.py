@@ -6,6 +6,8 @@ from skillprune.recipe.recovery import HubSplit, RecoverySpec
 from skillprune.recipe.schema import Recipe, dump_recipe, recipe_schema
 from skillprune.recipe.stages import (
     FORMS,
+    VARIANTS,
+    Backend,
     BenchmarkSpec,
     CheckpointSpec,
     DemandSpec,
@@ -14,13 +16,17 @@ from skillprune.recipe.stages import (
     Format,
     PlanSpec,
     RepairSpec,
+    Runtime,
     ScoringSpec,
+    Variant,
 )
 from skillprune.recipe.task import SHARES, TaskSpec
 
 __all__ = [
     "FORMS",
     "SHARES",
+    "VARIANTS",
+    "Backend",
     "BenchmarkSpec",
     "BuiltinData",
     "CheckpointSpec",
@@ -37,8 +43,10 @@ __all__ = [
     "Recipe",
     "RecoverySpec",
     "RepairSpec",
+    "Runtime",
     "ScoringSpec",
     "TaskSpec",
+    "Variant",
     "dump_recipe",
     "load_recipe",
     "recipe_schema",

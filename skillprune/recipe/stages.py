@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Discriminator,
     Field,
     StrictBool,
@@ -233,11 +234,72 @@ class CheckpointSpec(Spec):
     )
 
 
+Variant = Literal["fp32", "fp16", "int8-dynamic", "int8-static"]
+"""A number format of ONNX files."""
+
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
+
+Backend = Literal["torchscript", "optimum", "native"]
+"""An exporter that writes ONNX files."""
+
+_AutoOrVariant = Literal["auto", "fp32", "fp16", "int8-dynamic", "int8-static"]
+_AutoOrBackend = Literal["auto", "torchscript", "optimum", "native"]
+
+Runtime = Literal["torch", "torch-compile"]
+"""What the dense model can run in beside ONNX Runtime."""
+
+
+def _listed(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+def _auto_alone(names: tuple[str, ...]) -> tuple[str, ...]:
+    if "auto" in names and len(names) > 1:
+        raise ValueError("auto stands alone; remove the other names, or auto")
+    return names
+
+
+_Variants = Annotated[
+    tuple[_AutoOrVariant, ...],
+    Field(min_length=1),
+    AfterValidator(without_repeats),
+    AfterValidator(_auto_alone),
+    BeforeValidator(_listed, json_schema_input_type=_AutoOrVariant | list[_AutoOrVariant]),
+]
+_Backends = Annotated[
+    tuple[_AutoOrBackend, ...],
+    Field(min_length=1),
+    AfterValidator(without_repeats),
+    AfterValidator(_auto_alone),
+    BeforeValidator(_listed, json_schema_input_type=_AutoOrBackend | list[_AutoOrBackend]),
+]
+
+
 class ExportSpec(Spec):
     """Which ONNX files are written."""
 
-    variants: Annotated[tuple[Literal["fp32"], ...], Field(min_length=1), AfterValidator(without_repeats)] = Field(
-        default=("fp32",), description="Number formats of the ONNX files."
+    variants: _Variants = Field(
+        default=("fp32",),
+        description="Number formats of the ONNX files. `fp32` is always written, as what the others are made from. The "
+        "fastest one that holds `max_drop` is named best; one that was asked for by name and is refused fails the run. "
+        "`auto` tries those that suit the provider: int8 on CPUs, fp16 on GPUs.",
+        examples=["auto", ["fp32", "int8-dynamic"]],
+    )
+    backends: _Backends = Field(
+        default=("auto",),
+        description="Exporters to try; the fastest file that computes what PyTorch computes is kept. `auto` tries all "
+        "that are installed: `torchscript`, `optimum` (needs optimum-onnx), `native` (needs onnxscript).",
+        examples=["auto", ["torchscript"]],
+    )
+    fusion: StrictBool = Field(
+        default=True,
+        description="Whether graphs with operators fused by ONNX Runtime's optimizer are tried too, and kept where "
+        "they are faster.",
+    )
+    max_drop: Annotated[StrictFloat, Field(ge=0)] = Field(
+        default=0.01,
+        description="How much worse than fp32 a smaller number format may be on validation, in the unit of "
+        "`demand.max_drop`. Products that hurt most are left in fp32 until it holds.",
     )
 
 
@@ -254,6 +316,12 @@ class BenchmarkSpec(Spec):
     threads: Positive = Field(default=2, description="Threads of a session.")
     provider: Literal["cpu", "cuda"] = Field(default="cpu", description="Execution provider of ONNX Runtime.")
     rounds: Annotated[StrictInt, Field(ge=10)] = Field(default=60, description="Timed rounds per shape; at least 10.")
+    references: Annotated[tuple[Runtime, ...], AfterValidator(without_repeats)] = Field(
+        default=(),
+        description="What the dense model is timed in as well, for comparison: `torch` (PyTorch as it is) and "
+        "`torch-compile` (compiled with its default settings).",
+        examples=[["torch"]],
+    )
 
 
 class DemandSpec(Spec):

@@ -8,6 +8,7 @@ from skillprune.report.schema import SCHEMA_VERSION, Report, report_schema
 from skillprune.report.sections import (
     Artifact,
     Best,
+    CandidateRow,
     ControlRow,
     Demand,
     Environment,
@@ -32,6 +33,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "Artifact",
     "Best",
+    "CandidateRow",
     "ControlRow",
     "Demand",
     "Environment",

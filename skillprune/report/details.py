@@ -120,23 +120,55 @@ def skills(report: Report) -> str:
 
 
 def artifacts(report: Report) -> str:
-    """Exported files with exporter, sizes and parity."""
+    """Exported files with exporter, sizes and parity, and the files that competed to be the fp32 ones."""
+    metric = report.quality.metric
     rows = [
         [
             wording.plain(file.path),
-            wording.plain(file.variant),
             wording.size(file.bytes),
             wording.size(file.dense_bytes),
             f"{wording.plain(file.backend)}, opset {file.opset}",
             f"{file.max_abs_diff:.1e}",
-            f"{file.tolerance:.1e}",
+            "-" if file.tolerance is None else f"{file.tolerance:.1e}",
+            "-" if file.validation is None else metrics.value(metric, file.validation),
         ]
         for file in report.artifacts
     ]
     if not rows:
         return "Nothing was exported."
-    header = ["path", "variant", "size", "dense size", "exporter", "largest difference from PyTorch", "accepted"]
-    return wording.table(header, rows)
+    header = ["path", "size", "dense size", "exporter", "largest difference", "accepted", "on validation"]
+    text = (
+        "Differences of outputs are those of fp32 from PyTorch and of other variants from fp32; what decides about the "
+        f"latter is {wording.metric_name(metric)} on validation."
+    )
+    parts = [text, wording.table(header, rows), *_mixed(report), *_candidates(report)]
+    return "\n\n".join(parts)
+
+
+def _mixed(report: Report) -> Iterator[str]:
+    """Variants that are refused, or not what their name says throughout."""
+    for file in report.artifacts:
+        name = wording.plain(file.variant)
+        if file.kept_in_fp32:
+            kept = ", ".join(map(wording.plain, file.kept_in_fp32))
+            yield f"{name}: {len(file.kept_in_fp32)} products are left in fp32: {kept}."
+        if file.refused is not None:
+            yield f"{name} is refused: {wording.plain(file.refused)}."
+
+
+def _candidates(report: Report) -> Iterator[str]:
+    rows = [
+        [
+            wording.plain(row.subject),
+            wording.plain(row.exporter),
+            "-" if row.speed is None else f"{row.speed:.3f}",
+            wording.plain(row.refused or ""),
+        ]
+        for row in report.candidates
+    ]
+    if rows:
+        text = "Files that competed to be the fp32 ones: their speed, with that of the kept file as 1."
+        yield f"{text}\n\n{wording.table(['model', 'exporter', 'speed', 'refused'], rows)}"
 
 
 def latency(report: Report) -> str:

@@ -9,6 +9,7 @@ from pydantic import AwareDatetime, Field
 from skillprune.report.sections import (
     Artifact,
     Best,
+    CandidateRow,
     ControlRow,
     Environment,
     LatencyRow,
@@ -55,6 +56,9 @@ class Report(Section):
     )
     recovery: Training | None = Field(
         default=None, description="Training after pruning; null without it. Additional, optional."
+    )
+    candidates: tuple[CandidateRow, ...] = Field(
+        default=(), description="Files that competed to be the fp32 ones, fastest first. Additional, optional."
     )
     prompts: tuple[RetunedPrompt, ...] = Field(
         default=(), description="Soft prompts tuned again on the pruned model. Additional, optional."

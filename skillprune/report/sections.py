@@ -179,7 +179,7 @@ class Quality(Section):
 
 
 class Artifact(Section):
-    """One exported variant of the pruned model, compared with the same variant of the dense one."""
+    """One exported variant of the pruned model, beside the dense fp32 file."""
 
     variant: str = Field(description="fp32, fp16, int8-dynamic, ...")
     path: str = Field(description="Path of the ONNX file relative to the run directory.")
@@ -188,9 +188,32 @@ class Artifact(Section):
     backend: str = Field(description="Exporter that made the file.")
     opset: Size = Field(description="ONNX operator set version.")
     max_abs_diff: NonNegative = Field(
-        description="Largest absolute logit difference against PyTorch on the parity shapes."
+        description="Largest absolute difference of an output on the parity shapes: of fp32 against PyTorch, of other "
+        "variants against fp32."
     )
-    tolerance: NonNegative = Field(description="Largest difference that would have been accepted.")
+    tolerance: NonNegative | None = Field(
+        description="Largest difference that would have been accepted; null where the metric on validation decides."
+    )
+    validation: NonNegative | None = Field(
+        default=None, description="The file's metric on validation; null where fp32 is alone. Additional, optional."
+    )
+    kept_in_fp32: tuple[str, ...] = Field(
+        default=(), description="Matrix products left in fp32 because they hurt. Additional, optional."
+    )
+    refused: str | None = Field(
+        default=None, description="Why this variant must not be shipped, or null. Additional, optional."
+    )
+
+
+class CandidateRow(Section):
+    """A file that competed to be the fp32 file of the dense or the pruned model."""
+
+    subject: str = Field(description="dense or pruned.")
+    exporter: str = Field(description="What wrote it, such as torchscript, or torchscript+attention when fused.")
+    speed: Positive | None = Field(
+        description="Its speed over that of the kept file, the geometric mean over shapes; null where it was not timed."
+    )
+    refused: str | None = Field(description="Why it did not compete, or null.")
 
 
 class Best(Section):

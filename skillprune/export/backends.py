@@ -1,0 +1,88 @@
+"""The table of exporters: who they are, what they need, which operator sets they write; nothing else names them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from skillprune.errors import MissingExtra, UnsupportedExport
+from skillprune.export import native, optimum_onnx, torchscript
+from skillprune.export.signature import Signature
+
+Write = Callable[[PreTrainedModel, Mapping[str, Tensor], Signature, Path, int], None]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One exporter.
+
+    Attributes:
+        write: writes a graph to a path, in the directory of which nothing else lies.
+        needs: packages that must be installed.
+        extra: the extra of this package that brings them.
+        opset: operator set it writes unless asked for another.
+        opsets: the oldest and the newest one it can write.
+    """
+
+    write: Write
+    needs: tuple[str, ...]
+    extra: str
+    opset: int
+    opsets: tuple[int, int]
+
+    def choose_opset(self, name: str, asked: int | None) -> int:
+        """The operator set to write.
+
+        Raises:
+            UnsupportedExport: it cannot write the one asked for.
+        """
+        oldest, newest = self.opsets
+        if asked is None or oldest <= asked <= newest:
+            return self.opset if asked is None else asked
+        raise UnsupportedExport(f"the exporter {name} writes operator sets {oldest} to {newest}, not {asked}")
+
+
+# The fastest opset of torchscript: newer ones have Gelu as an operator, which ONNX Runtime's CPU kernels run no faster.
+BACKENDS: dict[str, Backend] = {
+    "torchscript": Backend(torchscript.write_graph, (), "", 17, (14, 20)),
+    "optimum": Backend(
+        optimum_onnx.write_graph,
+        ("optimum.exporters.onnx", "optimum.onnxruntime"),
+        "optimum",
+        18,
+        (14, 20),
+    ),
+    "native": Backend(native.write_graph, ("onnxscript",), "native", 18, (18, 23)),
+}
+"""Exporters by the name a recipe uses, in the order they are tried."""
+
+
+def is_usable(name: str) -> bool:
+    """Whether what an exporter needs is installed."""
+    return all(map(_is_installed, BACKENDS[name].needs))
+
+
+def find_backend(name: str) -> Backend:
+    """The exporter of that name.
+
+    Raises:
+        MissingExtra: it is not installed.
+        ValueError: there is none of that name.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"no exporter is called {name!r}; there are {', '.join(BACKENDS)}")
+    if not is_usable(name):
+        raise MissingExtra(f"the exporter {name}", BACKENDS[name].extra)
+    return BACKENDS[name]
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # not even the package that it would be part of
+        return False

@@ -1,0 +1,57 @@
+"""Which file is the best: the fastest of those that may be shipped; pure arithmetic on what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from skillprune.benchmark import Latency
+from skillprune.pipeline.results import Exports
+
+PRUNED = "pruned"
+"""Name of the pruned model among the subjects of a measurement."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The variant that is named best.
+
+    Attributes:
+        variant: its name.
+        why: one sentence.
+        slower: variants that are no faster than fp32, with their mean speed-up and that of fp32.
+    """
+
+    variant: str
+    why: str
+    slower: dict[str, tuple[float, float]]
+
+
+def mean_speedups(latency: Latency, subject: str = PRUNED) -> dict[str, float]:
+    """Geometric mean over shapes of the speed-up of every variant of a subject."""
+    found: dict[str, list[float]] = {}
+    for row in latency.measurements:
+        if row.subject == subject:
+            found.setdefault(row.variant, []).append(row.speedup.value)
+    return {variant: float(np.exp(np.mean(np.log(values)))) for variant, values in found.items()}
+
+
+def choose(exports: Exports, latency: Latency) -> Choice:
+    """The fastest variant that holds the accuracy floor and is faster than fp32; fp32 where there is none."""
+    speeds = mean_speedups(latency)
+    fp32, *others = (each.name for each in exports.variants)
+    refused = {each.name for each in exports.variants if each.refused is not None}
+    slower = {name: (speeds[name], speeds[fp32]) for name in others if speeds[name] <= speeds[fp32]}
+    fit = [fp32, *(name for name in others if name not in refused and name not in slower)]
+    best = max(fit, key=speeds.__getitem__)
+    return Choice(best, _why(best, fit, [fp32, *others], speeds), slower)
+
+
+def _why(best: str, fit: Sequence[str], asked: Sequence[str], speeds: dict[str, float]) -> str:
+    if len(asked) == 1:
+        return "the only variant asked for"
+    others = ", ".join(f"{name} {speeds[name]:.2f}x" for name in asked if name != best)
+    found = "the only one fit to ship" if len(fit) == 1 else "the fastest of those fit to ship"
+    return f"{found}: {speeds[best]:.2f}x dense fp32 in the mean over shapes, against {others}"
