@@ -125,8 +125,8 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    # Several sessions share the process, and idle threads that busy-wait would slow whichever one is being timed.
-    # The price is a wake-up at every parallel operator, the same for every subject.
+    # Several sessions share the process, and threads that busy-wait after a run would slow whichever is timed next.
+    # Within a run they may: else every parallel operator costs a wake-up, which weighs most on the fastest subjects.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = ERRORS_ONLY
     return options

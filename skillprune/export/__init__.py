@@ -2,14 +2,15 @@
 
 from skillprune.export.artifact import OnnxArtifact
 from skillprune.export.backends import BACKENDS, is_usable
-from skillprune.export.calibration import Ranges, calibrate
+from skillprune.export.calibration import Feed, Ranges, calibrate
 from skillprune.export.candidates import Candidates, Refused, export_candidates
+from skillprune.export.files import size_of
 from skillprune.export.float16 import to_float16
 from skillprune.export.fused import FUSIONS, fuse_onnx
 from skillprune.export.onnx import export_onnx
 from skillprune.export.parity import check_parity, largest_difference
-from skillprune.export.quantisation import Quantise, Quantised, quantise_dynamic, quantise_static, saturates
-from skillprune.export.sensitive import keep_sensitive, output_error, sensitivity
+from skillprune.export.quantisation import Quantised, quantise_dynamic, quantise_static, saturates
+from skillprune.export.sensitive import Quantise, keep_sensitive, output_error, sensitivity
 from skillprune.export.signature import Arrays
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "FUSIONS",
     "Arrays",
     "Candidates",
+    "Feed",
     "OnnxArtifact",
     "Quantise",
     "Quantised",
@@ -35,5 +37,6 @@ __all__ = [
     "quantise_static",
     "saturates",
     "sensitivity",
+    "size_of",
     "to_float16",
 ]

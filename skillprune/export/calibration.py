@@ -1,82 +1,91 @@
-"""The ranges that activations take, which fixed quantisation wants to know in advance."""
+"""Measures between which values the inputs of a graph's products lie; what is made of it is left to quantisation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, helper, save
+from onnx import helper
 
 from skillprune.errors import DataError
-from skillprune.export.files import SPLIT_ABOVE, weights_of
-from skillprune.export.graphs import load_graph, products
-from skillprune.export.signature import Arrays
-from skillprune.progress import Progress, silent, track
+from skillprune.export.products import products_of, read_float_graph
+from skillprune.export.staging import is_external, open_model
+from skillprune.progress import Progress, silent
+
+Feed = Mapping[str, NDArray[Any]]
+"""The inputs of one run by name."""
+
+ALONG_THE_TEXT = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+"""Inputs ``(batch, sequence)`` that are shortened together."""
 
 
 @dataclass(frozen=True)
 class Ranges:
-    """Ranges of activations.
-
-    Attributes:
-        bounds: smallest and largest value of every tensor that goes into a product, by its name in the graph.
-    """
+    """The lowest and highest value of every tensor that is multiplied by weights, by its name in the graph."""
 
     bounds: Mapping[str, tuple[float, float]]
 
 
-def calibrate(source: Path, feeds: Sequence[Arrays], *, progress: Progress = silent) -> Ranges:
-    """Runs the file and looks at what goes into its products by constant weights.
+def calibrate(source: Path, feeds: Iterable[Feed], *, progress: Progress = silent) -> Ranges:
+    """The exact ranges over all of ``feeds``; memory is that of one run, however many there are.
 
-    A tensor's bounds are the means over batches of the smallest and the largest value, so that one odd batch does not
-    cost all others precision. Padding counts: what stands there is computed too, and lies within the range of real
-    tokens. Memory does not grow with the number of batches.
+    Padding at the end of texts is not run, if the graph leaves the batch and the sequence of its mask open: rows are
+    run with rows of their length. Padding in front is run, since positions count from it.
 
     Args:
-        source: an fp32 file.
-        feeds: batches of inputs by name; those the file does not take are left out.
-        progress: told about every batch.
+        source: a float32 ONNX file.
+        feeds: what to run, once.
+        progress: told of every feed.
 
     Raises:
-        DataError: there is no batch, or an activation is not finite.
-        CheckpointError: the file cannot be read.
+        DataError: there are no feeds, or a value is not finite.
+        CheckpointError: see `read_float_graph`.
     """
-    if not feeds:
-        raise DataError("there are no examples to calibrate int8 on")
-    graph = load_graph(source)
-    constants = set(products(graph))
-    watched = list(dict.fromkeys(node.input[0] for node in graph.graph.node if node.name in constants))
-    _watch(graph, watched)
-    with TemporaryDirectory() as folder:
-        path = Path(folder, "watched.onnx")
-        large = graph.ByteSize() > SPLIT_ABOVE
-        save(graph, path, save_as_external_data=large, location=weights_of(path).name)
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        found = [_bounds(session, each) for each in track(feeds, "calibrating int8", progress)]
-    means = np.mean(found, axis=0)
-    if not np.isfinite(means).all():
-        raise DataError("activations are not finite on the calibration examples; int8 cannot hold them")
-    return Ranges({name: (float(low), float(high)) for name, (low, high) in zip(watched, means, strict=True)})
+    model = read_float_graph(source)
+    names = sorted({product.source for product in products_of(model.graph).values()})
+    shown = {output.name for output in model.graph.output}
+    model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names if name not in shown)
+    session = open_model(model, external=is_external(source))
+    inputs = {each.name: each.shape for each in session.get_inputs()}
+    # An input that is multiplied itself is no output of the session; it is fed, so it is at hand.
+    asked = [name for name in names if name not in inputs]
+    bounds: dict[str, tuple[float, float]] = {}
+    total = len(feeds) if isinstance(feeds, Sized) else 0
+    for done, feed in enumerate(feeds, start=1):
+        for part in _without_padding(feed, inputs.get("attention_mask", [])):
+            _widen(bounds, {**_run(session, asked, part), **{name: part[name] for name in names if name in part}})
+        progress("calibrating", done, max(done, total))
+    if not bounds:
+        raise DataError(f"there is nothing to calibrate {source} with: give at least one example")
+    return Ranges(bounds)
 
 
-def _watch(graph: ModelProto, tensors: Iterable[str]) -> None:
-    """Makes the smallest and the largest value of each tensor an output, in the place of the graph's own ones."""
-    del graph.graph.output[:]
-    for tensor in tensors:
-        for kind in ("ReduceMin", "ReduceMax"):
-            name = f"{tensor}.{kind}"
-            graph.graph.node.append(helper.make_node(kind, [tensor], [name], name=name, keepdims=0))
-            graph.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
+def _run(session: onnxruntime.InferenceSession, names: list[str], feed: Feed) -> dict[str, NDArray[np.float32]]:
+    return dict(zip(names, session.run(names, dict(feed)), strict=True)) if names else {}
 
 
-def _bounds(session: onnxruntime.InferenceSession, feeds: Arrays) -> NDArray[np.float32]:
-    """Smallest and largest values, ``(tensors, 2)``."""
-    taken = {given.name: feeds[given.name] for given in session.get_inputs() if given.name in feeds}
-    found: list[Any] = session.run(None, taken)
-    return np.array(found, np.float32).reshape(-1, 2)
+def _widen(bounds: dict[str, tuple[float, float]], values: Mapping[str, NDArray[np.float32]]) -> None:
+    for name, array in values.items():
+        if array.size:
+            low, high = float(array.min()), float(array.max())
+            if not np.isfinite([low, high]).all():
+                raise DataError(f"tensor {name} holds values that are not finite: check the examples and the weights")
+            before = bounds.get(name, (low, high))
+            bounds[name] = min(before[0], low), max(before[1], high)
+
+
+def _without_padding(feed: Feed, shape: list[str | int | None]) -> Iterator[Feed]:
+    """The rows of a feed in groups of one length each, cut to it; the feed itself where that cannot be done."""
+    mask = feed.get("attention_mask")
+    if mask is None or mask.ndim != 2 or any(isinstance(size, int) for size in shape):
+        yield feed
+        return
+    lengths = np.where(mask != 0, np.arange(1, mask.shape[1] + 1), 0).max(axis=1, initial=0)
+    for length in sorted({*lengths.tolist()} - {0}):
+        rows = {name: array[lengths == length] for name, array in feed.items()}
+        yield {name: array[:, :length] if name in ALONG_THE_TEXT else array for name, array in rows.items()}

@@ -16,9 +16,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 from skillprune.activations import evaluating
 from skillprune.errors import VerificationFailed
 from skillprune.export.artifact import OnnxArtifact
-from skillprune.export.files import replacing, save, size_of
+from skillprune.export.files import save, size_of
 from skillprune.export.parity import check_parity
 from skillprune.export.signature import Arrays
+from skillprune.export.staging import staged
 
 FUSIONS = ("attention", "fused")
 """What can be fused: attention alone, or all that the optimizer knows."""
@@ -48,7 +49,7 @@ def fuse_onnx(
     graph = _fused(artifact.path, model.config, fusion)
     if graph is None:
         return None
-    with replacing(path) as fresh, evaluating(model):
+    with staged(path) as fresh, evaluating(model):
         save(graph, fresh)
         difference, tolerance = check_parity(model, fresh, inputs)
     return replace(

@@ -12,9 +12,10 @@ from skillprune.errors import SkillPruneError, VerificationFailed
 from skillprune.export.artifact import OnnxArtifact
 from skillprune.export.backends import find_backend
 from skillprune.export.constant import constant_where_empty
-from skillprune.export.files import SPLIT_ABOVE, replacing, settle, size_of
+from skillprune.export.files import SPLIT_ABOVE, settle, size_of
 from skillprune.export.parity import check_parity
 from skillprune.export.signature import Arrays, as_tensors, signature_of
+from skillprune.export.staging import staged
 
 
 def export_onnx(
@@ -45,7 +46,7 @@ def export_onnx(
     """
     exporter = find_backend(backend)
     written = exporter.choose_opset(backend, opset)
-    with replacing(path) as fresh, evaluating(model):
+    with staged(path) as fresh, evaluating(model):
         signature = signature_of(model, inputs)
         try:
             with constant_where_empty(model):

@@ -1,167 +1,205 @@
-"""int8 files made of fp32 ones: the matrix products by constant weights, weights per channel, the rest as it was."""
+"""From a float32 ONNX file to one that multiplies eight-bit integers; how good and how fast it is, others measure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import onnx
-from onnxruntime.quantization import QuantType, quantize_dynamic
-from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
-from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-from onnxruntime.quantization.quant_utils import add_pre_process_metadata, save_and_reload_model_with_shape_infer
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
+from onnxruntime.quantization import QuantType
+from onnxruntime.quantization import quantize_dynamic as ort_quantize_dynamic
+from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
-from skillprune.errors import UnsupportedExport
+from skillprune.errors import PlanMismatch
 from skillprune.export.calibration import Ranges
-from skillprune.export.files import replacing, save, size_of
-from skillprune.export.graphs import is_quantised, load_graph, products
+from skillprune.export.products import Product, drop_unused, products_of, read_float_graph, replace_nodes, weights_of
+from skillprune.export.staging import is_external, staged, write_model
 
-_PRODUCT = "MatMul"
+LARGEST, LARGEST_SEVEN_BITS = 127, 64
+"""Largest integer of a weight: 255 x 64 twice still fits the 16 bits that some kernels sum in."""
 
 
 @dataclass(frozen=True)
 class Quantised:
-    """A file in another number format.
+    """A file of a smaller numeric type.
 
     Attributes:
-        path: the file.
-        bytes: its size, weights beside it included.
-        changed: names of the matrix products that are computed in the smaller format.
-        kept: names of those that were left in float32.
+        path: the ONNX file.
+        quantised: the products, by the names of their nodes in the source, that are computed in the smaller type.
+        kept: those that are computed in float32 as before.
     """
 
     path: Path
-    bytes: int
-    changed: tuple[str, ...]
+    quantised: tuple[str, ...]
     kept: tuple[str, ...]
 
 
-Quantise = Callable[[Path, Path, Collection[str]], Quantised]
-"""Makes a file (second) of an fp32 file (first), with some products left in fp32."""
+def saturates(cpu_flags: str) -> bool:
+    """Whether this processor needs seven-bit weights, or sums of products overflow.
 
-
-def quantise_dynamic(source: Path, target: Path, keep: Collection[str] = (), *, seven_bits: bool = False) -> Quantised:
-    """int8 weights, symmetric and per output channel; activations become uint8 by their range in every single run.
+    Without the instructions called VNNI, x86 sums pairs of u8 x s8 products in 16 bits, at 32767 and no further.
 
     Args:
-        source: an fp32 file.
-        target: the file to write; an older one stays until this one is whole.
-        keep: names of products to leave in fp32.
-        seven_bits: whether weights take seven bits, for processors on which `saturates`.
+        cpu_flags: the flags of interest, separated by spaces, as `skillprune.benchmark.environment` gives them.
+    """
+    flags = set(cpu_flags.split())
+    return bool(flags & {"avx2", "avx512f"}) and not flags & {"avx512_vnni", "avx_vnni", "amx_int8"}
+
+
+def quantise_dynamic(source: Path, target: Path, *, keep: Collection[str] = (), seven_bits: bool = False) -> Quantised:
+    """Writes ``target`` with integer products whose activations are measured in every run, so it needs no examples.
+
+    Weights are symmetric int8 with one scale per output, activations uint8 with one scale per tensor. Products of two
+    activations stay in float32, and so do embeddings. It holds standard ONNX operators.
+
+    Args:
+        source: a float32 ONNX file.
+        target: the file to write.
+        keep: names of nodes of ``source`` that stay in float32.
+        seven_bits: weights within 64 instead of 127, for processors where `saturates` says so.
 
     Raises:
-        UnsupportedExport: the file has no products by constant matrices, or is quantised already.
-        ResourceFailure: the disk failed.
+        CheckpointError: see `read_float_graph`.
+        PlanMismatch: ``keep`` names what is no product with weights.
+        ResourceFailure: the file could not be written.
     """
-    graph, changed, kept = _chosen(source, keep)
-    with replacing(target) as fresh:
-        if changed:
-            quantize_dynamic(
-                graph,
-                fresh,
-                op_types_to_quantize=[_PRODUCT],
-                per_channel=True,
-                reduce_range=seven_bits,
-                weight_type=QuantType.QInt8,
-                nodes_to_quantize=list(changed),
-            )
-            graph = onnx.load(fresh)
-        save(graph, fresh)
-    return Quantised(target, size_of(target), changed, kept)
+    model, external = read_float_graph(source), is_external(source)
+    chosen, kept = _divide(products_of(model.graph), keep, source)
+    others = [node.name for node in model.graph.node if node.name not in chosen]
+    result = _measure_and_multiply(model, others, seven_bits=seven_bits, external=external)
+    with staged(target) as fresh:
+        write_model(result, fresh, external=external)
+    return Quantised(target, tuple(chosen), kept)
 
 
 def quantise_static(
-    source: Path, target: Path, keep: Collection[str] = (), *, ranges: Ranges, seven_bits: bool = False
+    source: Path, target: Path, *, ranges: Ranges, keep: Collection[str] = (), seven_bits: bool = False
 ) -> Quantised:
-    """As `quantise_dynamic`, with the ranges of activations fixed in advance, which saves looking for them in each run.
+    """Writes ``target`` with integer products whose activations are quantised by ``ranges``, measured beforehand.
 
-    Products give float32, so that only what goes into them is rounded.
+    Weights and activations are of the types of `quantise_dynamic`. A product and its bias are one node of a kind that
+    only ONNX Runtime has; it gives float32, so only what is multiplied is rounded. Both formats that ONNX Runtime's own
+    tools write round residual sums or results too, are less exact for it, and leave additions that take time. A product
+    whose input never had a value in calibration (an expert no token was sent to) stays in float32.
 
     Args:
-        source: an fp32 file.
-        target: the file to write; an older one stays until this one is whole.
-        keep: names of products to leave in fp32.
-        ranges: of this file's activations, from `calibrate`.
-        seven_bits: whether weights take seven bits, for processors on which `saturates`.
+        source: a float32 ONNX file.
+        target: the file to write.
+        ranges: what `calibrate` measured on ``source``.
+        keep: names of nodes of ``source`` that stay in float32.
+        seven_bits: weights within 64 instead of 127, for processors where `saturates` says so.
 
     Raises:
-        UnsupportedExport: the file has no products by constant matrices, or is quantised already.
-        ResourceFailure: the disk failed.
+        CheckpointError: see `read_float_graph`.
+        PlanMismatch: ``keep`` names what is no product with weights, or ``ranges`` are of another graph.
+        ResourceFailure: the file could not be written.
     """
-    graph, changed, kept = _chosen(source, keep)
-    if changed:
-        apart = _set_apart(graph, changed)
-        quantizer = QDQQuantizer(
-            save_and_reload_model_with_shape_infer(graph),
+    model = read_float_graph(source)
+    products = products_of(model.graph)
+    if not any(product.source in ranges.bounds for product in products.values()):
+        raise PlanMismatch(f"the ranges are not of {source}: calibrate this file")
+    unseen = {name for name, product in products.items() if product.source not in ranges.bounds}
+    chosen, kept = _divide(products, {*keep} | unseen, source)
+    _multiply_integers(model.graph, chosen, ranges, LARGEST_SEVEN_BITS if seven_bits else LARGEST)
+    if not any(each.domain == "com.microsoft" for each in model.opset_import):
+        model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    with staged(target) as fresh:
+        write_model(model, fresh, external=is_external(source))
+    return Quantised(target, tuple(chosen), kept)
+
+
+def quantise_weights(weights: NDArray[np.float32], largest: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """The nearest integers ``(inputs, outputs)`` within ``largest`` and the scale ``(outputs,)`` of every column."""
+    scales = np.abs(weights).max(axis=0) / np.float32(largest)
+    scales[scales == 0] = 1
+    return np.rint(weights / scales).astype(np.int8), scales.astype(np.float32)
+
+
+def _divide(
+    products: Mapping[str, Product], keep: Collection[str], source: Path
+) -> tuple[dict[str, Product], tuple[str, ...]]:
+    unknown = sorted(set(keep) - set(products))
+    if unknown:
+        raise PlanMismatch(f"{source} has no products with weights called {', '.join(unknown)}, so they cannot be kept")
+    chosen = {name: product for name, product in products.items() if name not in keep}
+    return chosen, tuple(name for name in products if name in keep)
+
+
+def _measure_and_multiply(model: ModelProto, others: list[str], *, seven_bits: bool, external: bool) -> ModelProto:
+    # Says that the graph is ready as it is; otherwise the library advises to prepare it.
+    add_pre_process_metadata(model)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        ort_quantize_dynamic(
+            model,
+            path,
+            op_types_to_quantize=["MatMul"],
             per_channel=True,
             reduce_range=seven_bits,
-            weight_qType=QuantType.QInt8,
-            activation_qType=QuantType.QUInt8,
-            tensors_range=_as_tensors_data(ranges, apart),
-            nodes_to_quantize=list(changed),
-            nodes_to_exclude=[],
-            op_types_to_quantize=[_PRODUCT],
-            extra_options={"OpTypesToExcludeOutputQuantization": [_PRODUCT]},
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=others,
+            use_external_data_format=external,
         )
-        quantizer.quantize_model()
-        quantizer.model.topological_sort()
-        graph = quantizer.model.model
-    with replacing(target) as fresh:
-        save(graph, fresh)
-    return Quantised(target, size_of(target), changed, kept)
+        result = onnx.load(path)
+    # Where shapes are noted, ONNX Runtime joins additions and norms, and then runs slower.
+    del result.graph.value_info[:]
+    del result.metadata_props[:]
+    return result
 
 
-def saturates(cpu_flags: str) -> bool:
-    """Whether int8 kernels of ONNX Runtime may overflow on a processor with such flags.
-
-    Without VNNI, x86 sums two products of uint8 and int8 in 16 bits, which eight-bit weights can exceed
-    (VPMADDUBSW saturates); seven-bit weights cannot.
-    """
-    flags = set(cpu_flags.split())
-    return bool(flags) and not flags & {"avx512_vnni", "avx_vnni", "amx_int8"}
-
-
-def _set_apart(graph: onnx.ModelProto, changed: Collection[str]) -> dict[str, str]:
-    """Gives the products to be quantised their own name for what goes into them; old names to new ones.
-
-    All that reads a tensor which the library quantises reads the rounded one; the residual stream should not be rounded
-    because a product reads it too. ONNX Runtime removes the nodes that copy.
-    """
-    apart: dict[str, str] = {}
-    nodes = []
-    for node in graph.graph.node:
-        if node.name in changed:
-            read = node.input[0]
-            if read not in apart:
-                apart[read] = f"{read}.int8"
-                nodes.append(onnx.helper.make_node("Identity", [read], [apart[read]], name=apart[read]))
-            node.input[0] = apart[read]
-        nodes.append(node)
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.graph.node[:]
-    graph.graph.node.extend(copies)
-    return apart
+def _multiply_integers(graph: GraphProto, chosen: Mapping[str, Product], ranges: Ranges, largest: int) -> None:
+    """Puts integer products in the place of the chosen ones, and one rounding before all products of one tensor."""
+    weights = weights_of(graph, {product.weights for product in chosen.values()})
+    for name in weights:
+        integers, scales = quantise_weights(weights[name], largest)
+        _add_constants(graph, {f"{name}.integers": integers, f"{name}.scale": scales})
+    for name in {product.source for product in chosen.values()}:
+        scale, zero = _activation_grid(*ranges.bounds[name])
+        _add_constants(graph, {f"{name}.scale": scale, f"{name}.zero": zero})
+    last = {product.nodes[-1].name: product for product in chosen.values()}
+    replaced = {node.name for product in chosen.values() for node in product.nodes}
+    nodes: list[NodeProto] = []
+    rounded: set[str] = set()
+    for node in graph.node:
+        if node.name in last:
+            product = last[node.name]
+            if product.source not in rounded:
+                rounded.add(product.source)
+                nodes.append(_rounding(product.source))
+            nodes.append(_integer_product(product))
+        elif node.name not in replaced:
+            nodes.append(node)
+    replace_nodes(graph, nodes)
+    drop_unused(graph)
 
 
-def _as_tensors_data(ranges: Ranges, apart: Mapping[str, str]) -> TensorsData:
-    """The ranges of the tensors that were set apart, as the library wants them."""
-    bounds = {new: tuple(np.array(bound, np.float32) for bound in ranges.bounds[old]) for old, new in apart.items()}
-    return TensorsData(CalibrationMethod.MinMax, bounds)
+def _activation_grid(low: float, high: float) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Scale and zero point; zero is always a point of the grid."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = np.float32((high - low) / 255) or np.float32(1)
+    return np.array(scale, np.float32), np.array(np.clip(np.rint(-low / scale), 0, 255), np.uint8)
 
 
-def _chosen(source: Path, keep: Collection[str]) -> tuple[onnx.ModelProto, tuple[str, ...], tuple[str, ...]]:
-    """The graph, and its products to quantise and to leave."""
-    graph = load_graph(source)
-    if is_quantised(graph):
-        raise UnsupportedExport(f"{source} is quantised already; quantise the fp32 file it was made from")
-    names = products(graph)
-    if not names:
-        raise UnsupportedExport(f"{source} has no matrix product by constant weights to quantise")
-    unknown = set(keep) - set(names)
-    if unknown:
-        raise ValueError(f"{source} has no products called {sorted(unknown)}")
-    add_pre_process_metadata(graph)  # the library asks for its own optimiser's graphs; exporters' do as well
-    changed = tuple(name for name in names if name not in keep)
-    return graph, changed, tuple(name for name in names if name in keep)
+def _add_constants(graph: GraphProto, constants: Mapping[str, NDArray[Any]]) -> None:
+    graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
+
+
+def _rounding(tensor: str) -> NodeProto:
+    constants = [f"{tensor}.scale", f"{tensor}.zero"]
+    return helper.make_node("QuantizeLinear", [tensor, *constants], [f"{tensor}.rounded"], f"{tensor}.rounding")
+
+
+def _integer_product(product: Product) -> NodeProto:
+    x, weights = product.source, product.weights
+    inputs = [f"{x}.rounded", f"{weights}.integers", f"{x}.scale", f"{weights}.scale", f"{x}.zero", ""]
+    if product.bias is not None:
+        inputs.append(next(each for each in product.bias.input if each != product.node.output[0]))
+    return helper.make_node(
+        "MatMulIntegerToFloat", inputs, [product.result], f"{product.node.name}_quant", domain="com.microsoft"
+    )

@@ -26,6 +26,7 @@ from skillprune.export import (
     quantise_static,
     saturates,
     sensitivity,
+    size_of,
     to_float16,
 )
 from skillprune.pipeline.onnx_answers import answers, arrays_of
@@ -69,15 +70,16 @@ class VariantMaker:
         if name == "fp16":
             return self._judged(name, to_float16(self.source.path, path), self._value(path))
         quantise = self._quantiser(name)
-        whole = quantise(self.source.path, path, ())
+        whole = quantise(self.source.path, path, keep=())
         value = self._value(path)
         if self._holds(value):
             return self._judged(name, whole, value)
-        ranking = sensitivity(self.source.path, quantise, self._feeds(SENSITIVITY_EXAMPLES), progress=self.progress)
+        feeds = self._feeds(SENSITIVITY_EXAMPLES)
+        ranking = sensitivity(self.source.path, path, feeds, progress=self.progress)
         mended = keep_sensitive(
             self.source.path, path, quantise, ranking, lambda tried: self._holds(self._value(tried))
         )
-        return self._judged(name, mended or quantise(self.source.path, path, ()), self._value(path))
+        return self._judged(name, mended or whole, self._value(path))
 
     @cached_property
     def fp32(self) -> float:
@@ -98,14 +100,16 @@ class VariantMaker:
         """The first calibration batches, as many as hold so many examples."""
         sizes = np.cumsum([len(batch) for batch in self.calibration])
         enough = int(np.searchsorted(sizes, examples)) + 1
-        return [arrays_of(batch) for batch in self.calibration[:enough]]
+        names = self.inputs[0]
+        batches = map(arrays_of, self.calibration[:enough])
+        return [{name: array for name, array in each.items() if name in names} for each in batches]
 
     def _judged(self, name: str, made: Quantised, value: float) -> Variant:
         artifact = replace(
             self.source,
             variant=name,
             path=made.path,
-            bytes=made.bytes,
+            bytes=size_of(made.path),
             max_abs_diff=largest_difference(self.source.path, made.path, self.inputs),
             tolerance=None,
         )

@@ -76,7 +76,7 @@ def test_a_session_computes_the_graph_with_the_settings_asked_for(folder: Path) 
     np.testing.assert_allclose(session.run(None, {"x": x})[0], np.maximum(x @ up, 0) @ down, atol=1e-5)
     options = session.get_session_options()
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (2, 1)
-    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
     assert session.get_providers() == ["CPUExecutionProvider"]
 
 

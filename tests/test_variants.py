@@ -1,0 +1,126 @@
+"""Number formats in a run: each is judged on validation against fp32, and mended or refused where it loses too much."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnxruntime import InferenceSession
+from runs import finished, set_up
+from tiny import tiny_batches, tiny_bert
+from transformers import PreTrainedModel
+
+import skillprune
+from skillprune import load_recipe
+from skillprune.data import Batch
+from skillprune.export import Candidates, export_onnx
+from skillprune.pipeline.tournament import fastest
+from skillprune.pipeline.variants import VariantMaker, asked_variants
+from skillprune.progress import silent
+from skillprune.recipe import BenchmarkSpec, Recipe
+
+INT8 = ("int8-dynamic", "int8-static")
+
+
+def recipe(**export: object) -> Recipe:
+    return load_recipe(finished().recipe, [f"export.{key}={value}" for key, value in export.items()])
+
+
+def right(path: Path, batches: tuple[Batch, ...]) -> float:
+    """Accuracy of a file, by hand."""
+    session = InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = {each.name for each in session.get_inputs()}
+    hits = [
+        session.run(None, {n: t.numpy() for n, t in batch.inputs.items() if n in names})[0].argmax(1)
+        == batch.labels.numpy()
+        for batch in batches
+    ]
+    return float(np.concatenate(hits).mean())
+
+
+def lopsided() -> PreTrainedModel:
+    """A classifier with a product that has a huge weight in every column, beside which int8 rounds the others away."""
+    model = tiny_bert(layers=2, seed=3)
+    dense = model.bert.encoder.layer[0].intermediate.dense
+    with torch.no_grad():
+        model.bert.encoder.layer[0].attention.output.LayerNorm.weight[0] = 1e-6  # the neuron it reads is silent
+        model.bert.encoder.layer[0].attention.output.LayerNorm.bias[0] = 0.0
+        dense.weight *= 20
+        dense.weight[:, 0] = 1e5
+    return model
+
+
+@pytest.fixture(scope="module")
+def maker(tmp_path_factory: pytest.TempPathFactory) -> VariantMaker:
+    model = lopsided()
+    given = tiny_batches(lengths=tuple(range(3, 15)))
+    arrays = [{name: tensor.numpy() for name, tensor in batch.inputs.items()} for batch in given]
+    folder = tmp_path_factory.mktemp("variants")
+    artifact = export_onnx(model, arrays[:2], folder / "model.onnx")
+    rng = np.random.default_rng(0)
+    batches = []
+    for batch in tiny_batches(lengths=tuple(int(each) for each in rng.integers(3, 15, 64)), labels=(0, 1) * 32):
+        with torch.no_grad():
+            labels = model(**batch.inputs).logits.argmax(1)
+        batches.append(replace(batch, labels=labels))
+    return VariantMaker(recipe(max_drop=0.0), artifact, batches, batches, arrays, silent)
+
+
+@pytest.mark.parametrize("name", INT8)
+def test_products_that_hurt_stay_in_fp32_until_the_floor_holds(maker: VariantMaker, tmp_path: Path, name: str) -> None:
+    made = maker.make(name, tmp_path / name / "model.onnx")
+    assert any("layer.0/intermediate" in each for each in made.kept)
+    assert made.refused is None and made.validation == right(made.artifact.path, tuple(maker.validation)) == 1.0
+    loose = replace(maker, recipe=recipe(max_drop=1.0)).make(name, tmp_path / "loose" / "model.onnx")
+    assert loose.kept == () and loose.validation is not None and loose.validation < 1.0
+    assert made.artifact.max_abs_diff < loose.artifact.max_abs_diff
+
+
+def test_a_run_makes_and_judges_every_variant(tmp_path: Path) -> None:
+    path = set_up(tmp_path, export={"variants": "auto", "backends": "torchscript", "fusion": False, "max_drop": 1.0})
+    report = skillprune.run(load_recipe(path), tmp_path / "out")
+    assert [each.variant for each in report.artifacts] == ["fp32", *INT8]
+    assert report.quality.test.onnx.keys() == {"fp32", *INT8}
+    timed = {row.variant for row in report.latency if row.subject == "pruned"}
+    assert timed == {"fp32", *INT8} and report.best is not None and report.best.variant in timed
+    for each in report.artifacts:
+        kinds = {node.op_type for node in onnx.load(tmp_path / "out" / each.path).graph.node}
+        assert ("QuantizeLinear" in kinds or "DynamicQuantizeLinear" in kinds) == each.variant.startswith("int8")
+        assert each.validation is not None and each.bytes < each.dense_bytes
+        assert (each.tolerance is None) == (each.variant != "fp32")
+    shipped = report.quality.test.onnx[report.best.variant]
+    assert report.quality.difference == pytest.approx(shipped - report.quality.test.dense)
+    # A variant asked for by name that cannot hold the floor fails the run, where auto only passes it over.
+    assert report.verdict.ok or all("refused" not in reason for reason in report.verdict.reasons)
+
+
+def test_auto_asks_for_what_suits_the_provider() -> None:
+    assert asked_variants(recipe(variants="auto")) == INT8
+    cuda = load_recipe(finished().recipe, ["export.variants=auto", "benchmark.provider=cuda"])
+    assert asked_variants(cuda) == ("fp16",)
+    assert asked_variants(recipe(variants="[int8-static, fp32]")) == ("int8-static",)
+
+
+def test_the_fastest_file_is_kept_and_all_are_told(tmp_path: Path) -> None:
+    files = []
+    for layers, name in ((24, "slow"), (1, "quick")):
+        model = tiny_bert(layers=layers, hidden=32, width=64)
+        batches = [{n: t.numpy() for n, t in batch.inputs.items()} for batch in tiny_batches()[:2]]
+        files.append(replace(export_onnx(model, batches, tmp_path / f"{name}.onnx"), backend=name))
+
+    def feeds(batch: int, sequence: int) -> dict[str, NDArray[np.int64]]:
+        ids = np.full((batch, sequence), 5, np.int64)
+        return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+
+    spec = BenchmarkSpec(shapes=((1, 8),), threads=1)
+    best, tried = fastest("dense", Candidates(tuple(files), ()), feeds, spec, seed=0, progress=silent)
+    assert best.backend == "quick"
+    assert [each.exporter for each in tried] == ["quick", "slow"] and tried[0].speed == 1.0
+    assert tried[1].speed is not None and tried[1].speed < 1.0
+    only, alone = fastest("dense", Candidates((files[0],), ()), feeds, spec, seed=0, progress=silent)
+    assert only.backend == "slow" and alone[0].speed is None
