@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -172,13 +173,24 @@ def test_weights_use_all_bits_of_every_column_and_no_more(
         np.testing.assert_array_equal(np.abs(matrix.astype(int)).max(axis=0), largest)
 
 
-def test_values_beyond_the_ranges_are_cut(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("bounds", "given", "expected"),
+    [
+        ((-1.0, 2.0), [-5, 5, -0.5, 1.5], [-1, 2, -0.5, 1.5]),
+        # Zero can be told even where calibration never met it: padding and ReLU are full of it.
+        ((1.0, 2.0), [0, 1.5, 1, 2], [0, 1.5, 1, 2]),
+        ((-2.0, -1.0), [0, -1.5, -1, -3], [0, -1.5, -1, -2]),
+        ((0.0, 0.0), [0, 0, 0, 0], [0, 0, 0, 0]),
+    ],
+)
+def test_values_are_cut_to_the_ranges(
+    tmp_path: Path, bounds: tuple[float, float], given: list[float], expected: list[float]
+) -> None:
     source = write(
         tmp_path / "m.onnx", [helper.make_node("MatMul", ["x", "w"], ["y"], "only")], {"w": np.eye(4, dtype=np.float32)}
     )
-    made = quantise_static(source, tmp_path / "q.onnx", ranges=Ranges({"x": (-1.0, 2.0)}))
-    x = np.array([[[-5, 5, -0.5, 1.5]]], np.float32)
-    np.testing.assert_allclose(run(made.path, {"x": x})[0, 0], [-1, 2, -0.5, 1.5], atol=3 / BYTE)
+    made = quantise_static(source, tmp_path / "q.onnx", ranges=Ranges({"x": bounds}))
+    np.testing.assert_allclose(run(made.path, {"x": np.array([[given]], np.float32)})[0, 0], expected, atol=2 / BYTE)
 
 
 def test_ranges_are_the_lowest_and_highest_value_of_what_is_multiplied(tmp_path: Path) -> None:
@@ -282,6 +294,27 @@ def test_weights_that_others_read_too_are_left_alone(tmp_path: Path, form: Form)
     np.testing.assert_allclose(run(made.path, feed), expected, atol=0.1)
 
 
+@both
+def test_additions_that_are_no_bias_stay(tmp_path: Path, form: Form) -> None:
+    """One number for all outputs, and a sum whose product is read elsewhere too."""
+    constants = {"w": normal(6, 5), "v": normal(5, 5), "one": normal(1), "b": normal(5)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["m"], "first"),
+        helper.make_node("Add", ["m", "one"], ["h"]),
+        helper.make_node("MatMul", ["h", "v"], ["n"], "second"),
+        helper.make_node("Add", ["n", "b"], ["s"]),
+        helper.make_node("Mul", ["n", "s"], ["y"]),
+    ]
+    source = write(tmp_path / "m.onnx", nodes, constants)
+    feed = {"x": normal(2, 3, 6)}
+    made = form(source, [feed])(source, tmp_path / "q.onnx", keep=())
+    assert made.quantised == ("first", "second")
+    product = (feed["x"] @ constants["w"] + constants["one"]) @ constants["v"]
+    expected = product * (product + constants["b"])
+    np.testing.assert_allclose(run(made.path, feed), expected, atol=0.03 * np.abs(expected).max())
+    assert sorted(sensitivity(source, made.path, [feed])) == ["first", "second"]
+
+
 @pytest.mark.parametrize("bad", [0, 1, 3])
 @both
 def test_the_worst_product_is_found(tmp_path: Path, form: Form, bad: int) -> None:
@@ -365,6 +398,20 @@ def test_weights_stored_beside_the_source_stay_beside(tmp_path: Path, form: Form
     assert {path.name for path in inside.parent.iterdir()} == {"m.onnx", "q.onnx"}
     assert {path.name for path in beside.parent.iterdir()} == {"m.onnx", "m.onnx.data", "q.onnx", "q.onnx.data"}
     assert (beside.parent / "q.onnx").stat().st_size < (beside.parent / "q.onnx.data").stat().st_size
+
+
+def test_a_model_appears_after_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = chain(tmp_path / "m.onnx", 3, width=64, external=True)
+    moved: list[str] = []
+    replace = os.replace
+
+    def watched(old: Path, new: Path) -> None:
+        moved.append(new.name)
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", watched)
+    quantise_dynamic(source, tmp_path / "q.onnx")
+    assert moved == ["q.onnx.data", "q.onnx"]
 
 
 def test_nodes_without_a_name_of_their_own_can_be_kept(tmp_path: Path) -> None:

@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from skillprune.benchmark.sessions import bind, open_session, provider_of
 from skillprune.benchmark.statistics import paired_speedup
-from skillprune.benchmark.timing import Controlled, Opener, Run, Samples, Timer, measure_controlled
+from skillprune.benchmark.timing import Clocked, Controlled, Opener, Samples, Timer, clocked, measure_controlled
+from skillprune.benchmark.torch_process import TorchProcess
 from skillprune.benchmark.values import Control, Latency, Measurement, Ratio, Subject
 from skillprune.progress import Progress, silent
 
-Feeds = Callable[[int, int], Mapping[str, NDArray[np.generic]]]
+Inputs = Mapping[str, NDArray[np.generic]]
+Feeds = Callable[[int, int], Inputs]
 
 
 def measure_latency(
@@ -32,12 +34,13 @@ def measure_latency(
 ) -> Latency:
     """Times every subject at every shape and compares each with the first one, the reference.
 
-    At each shape all subjects, and the reference a second time as identical-pair (A/A) control, are open in one
-    process, and opened anew several times. They are warmed up and then timed in rounds, each of which times every
-    session once in a new random order. A shape whose control's interval (95 %, corrected for the number of shapes)
-    excludes 1 is measured again with twice the openings and rounds, up to three tries; the last one is kept and says in
-    its control whether it is ok. Speed-ups are medians of per-round log ratios with a 95 % bootstrap interval over
-    openings and rounds (`paired_speedup`).
+    At each shape all subjects, and the reference a second time as identical-pair (A/A) control, are open side by side:
+    ONNX files in this process, with threads that stop spinning at the end of a run, and PyTorch models in a process of
+    their own each, which answers once its threads sleep. All are opened anew several times, warmed up, and then timed
+    in rounds, each of which times every subject once in a new random order. A shape whose control's interval (95 %,
+    corrected for the number of shapes) excludes 1 is measured again with twice the openings and rounds, up to three
+    tries; the last one is kept and says in its control whether it is ok. Speed-ups are medians of per-round log ratios
+    with a 95 % bootstrap interval over openings and rounds (`paired_speedup`).
 
     Args:
         subjects: the files; the first is the reference; names and variants together must be unique.
@@ -89,27 +92,34 @@ class _Bench:
     def measure(self, batch: int, sequence: int) -> tuple[Controlled, list[str]]:
         """Samples of all subjects, then of the control; and the provider that ran each of them."""
         inputs = self.feeds(batch, sequence)
-        paths = [each.path for each in (*self.subjects, self.subjects[0])]
-        providers = [""] * len(paths)
+        subjects = (*self.subjects, self.subjects[0])
+        providers = [""] * len(subjects)
 
         def opener(column: int) -> Opener:
-            def open_run() -> Run:
-                session = open_session(paths[column], threads=self.threads, provider=self.provider)
-                providers[column] = provider_of(session)
-                return bind(session, inputs, f"{paths[column]} at {batch} x {sequence}")
+            def open_run() -> Clocked:
+                run, providers[column] = self._open(subjects[column], inputs, f"{batch} x {sequence}")
+                return run
 
             return open_run
 
         controlled = measure_controlled(
-            [opener(column) for column in range(len(paths))],
+            [opener(column) for column in range(len(subjects))],
             rounds=self.rounds,
             comparisons=self.shapes,
             seed=(self.seed, batch, sequence),
-            timer=self.timer,
             what=f"measuring {batch} x {sequence}",
             progress=self.progress,
         )
         return controlled, providers
+
+    def _open(self, subject: Subject, inputs: Inputs, shape: str) -> tuple[Clocked, str]:
+        """What times the subject on the inputs, and the provider that runs it."""
+        what = f"{subject.path} at {shape}"
+        if subject.runtime == "onnxruntime":
+            session = open_session(subject.path, threads=self.threads, provider=self.provider)
+            return clocked(bind(session, inputs, what), self.timer), provider_of(session)
+        process = TorchProcess(subject, inputs, threads=self.threads, provider=self.provider, what=what)
+        return process.run, process.provider
 
     def measurements(
         self, batch: int, sequence: int, samples: Samples, providers: Sequence[str]
@@ -119,7 +129,7 @@ class _Bench:
             yield Measurement(
                 subject=subject.name,
                 variant=subject.variant,
-                runtime="onnxruntime",
+                runtime=subject.runtime,
                 provider=providers[column],
                 provider_asked=self.provider,
                 batch=batch,

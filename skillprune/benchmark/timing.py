@@ -16,8 +16,9 @@ from skillprune.benchmark.values import Ratio
 from skillprune.progress import Progress
 
 Run = Callable[[], object]
-Opener = Callable[[], Run]
 Timer = Callable[[], int]  # nanoseconds since any fixed moment, like time.perf_counter_ns
+Clocked = Callable[[int], int]  # runs something so many times, and tells the nanoseconds of all of them together
+Opener = Callable[[], Clocked]
 
 NANOSECONDS_PER_MS = 1_000_000
 WINDOW = 5  # runs that warm-up compares with the same number before them
@@ -66,7 +67,6 @@ def measure_controlled(
     rounds: int,
     comparisons: int,
     seed: Sequence[int],
-    timer: Timer,
     what: str,
     progress: Progress,
 ) -> Controlled:
@@ -79,7 +79,6 @@ def measure_controlled(
         rounds: rounds of the first try, at least, spread over `OPENINGS` openings.
         comparisons: identical pairs judged together; each interval's error is divided by it (Bonferroni).
         seed: of orders and bootstrap.
-        timer: nanoseconds since any fixed moment.
         what: shown in progress.
         progress: called after every round.
     """
@@ -90,7 +89,6 @@ def measure_controlled(
             openers,
             (OPENINGS * 2**retries, math.ceil(rounds / OPENINGS)),
             seed=[*seed, retries],
-            timer=timer,
             what=what,
             progress=progress,
         )
@@ -105,7 +103,6 @@ def time_openings(
     size: tuple[int, int],
     *,
     seed: Sequence[int],
-    timer: Timer,
     what: str,
     progress: Progress,
 ) -> Samples:
@@ -121,7 +118,6 @@ def time_openings(
         openers: each opens one callable.
         size: openings, and rounds of each.
         seed: of all orders.
-        timer: nanoseconds since any fixed moment.
         what: shown in progress.
         progress: called after every round.
     """
@@ -133,17 +129,29 @@ def time_openings(
     progress(what, 0, openings * rounds)
     for opening in range(openings):
         runs = _opened(openers, opening_order[opening])
-        fastest_ns = min(warm_up(run, timer) for run in runs)
+        fastest_ns = min(warm_up(run) for run in runs)
         repeats = repeats or max(1, math.ceil(SHORTEST_SAMPLE_NS / max(fastest_ns, 1.0)))
         with _no_garbage_collection():
             for row in range(rounds):
-                ms[opening, row] = _round_ms(runs, order[opening, row], repeats, timer)
+                ms[opening, row] = _round_ms(runs, order[opening, row], repeats)
                 progress(what, opening * rounds + row + 1, openings * rounds)
         del runs  # closed before the next ones are opened
     return Samples(ms, repeats)
 
 
-def _opened(openers: Sequence[Opener], order: NDArray[np.int64]) -> list[Run]:
+def clocked(run: Run, timer: Timer) -> Clocked:
+    """Has a callable of this process timed by ``timer``."""
+
+    def repeated(repeats: int) -> int:
+        start = timer()
+        for _ in range(repeats):
+            run()
+        return timer() - start
+
+    return repeated
+
+
+def _opened(openers: Sequence[Opener], order: NDArray[np.int64]) -> list[Clocked]:
     """What the openers open, one after the other in ``order``, listed in the order of the openers."""
     opened = {column: openers[column]() for column in order.tolist()}
     return [opened[column] for column in range(len(openers))]
@@ -155,7 +163,7 @@ def schedule(runs: int, rounds: int, *, seed: Sequence[int]) -> NDArray[np.int64
     return rng.permuted(np.tile(np.arange(runs, dtype=np.int64), (rounds, 1)), axis=1)
 
 
-def warm_up(run: Run, timer: Timer) -> float:
+def warm_up(run: Clocked) -> float:
     """Runs until it no longer gets faster, and returns the median of the last runs in nanoseconds.
 
     It is warm when the median of the last `WINDOW` runs is at most `FALL` below that of the `WINDOW` runs before them.
@@ -164,7 +172,7 @@ def warm_up(run: Run, timer: Timer) -> float:
     """
     times: list[int] = []
     while len(times) < MOST_WARM_UP_RUNS and sum(times) < MOST_WARM_UP_NS:
-        times.append(_sample_ns(run, 1, timer))
+        times.append(run(1))
         if len(times) >= 2 * WINDOW:
             before, now = np.median(times[-2 * WINDOW : -WINDOW]), np.median(times[-WINDOW:])
             if now >= (1.0 - FALL) * before:
@@ -172,17 +180,10 @@ def warm_up(run: Run, timer: Timer) -> float:
     return float(np.median(times[-WINDOW:]))
 
 
-def _round_ms(runs: Sequence[Run], order: NDArray[np.int64], repeats: int, timer: Timer) -> list[float]:
+def _round_ms(runs: Sequence[Clocked], order: NDArray[np.int64], repeats: int) -> list[float]:
     """Milliseconds per run of each callable, timed one after the other in ``order``."""
-    took_ns = {column: _sample_ns(runs[column], repeats, timer) for column in order.tolist()}
+    took_ns = {column: runs[column](repeats) for column in order.tolist()}
     return [took_ns[column] / (repeats * NANOSECONDS_PER_MS) for column in range(len(runs))]
-
-
-def _sample_ns(run: Run, repeats: int, timer: Timer) -> int:
-    start = timer()
-    for _ in range(repeats):
-        run()
-    return timer() - start
 
 
 @contextmanager

@@ -10,11 +10,21 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Subject:
-    """One ONNX file to time: whose it is (``dense``, ``pruned``), which variant (``fp32``), and where it lies."""
+    """One thing to time.
+
+    Attributes:
+        name: whose it is (``dense``, ``pruned``).
+        variant: which number format (``fp32``).
+        path: an ONNX file, or for the other runtimes a checkpoint directory that plain transformers can load.
+        runtime: ``onnxruntime``, ``torch`` or ``torch-compile``.
+        model_class: for the other runtimes, the name of the class of transformers that loads it.
+    """
 
     name: str
     variant: str
     path: Path
+    runtime: str = "onnxruntime"
+    model_class: str = ""
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def to_float16(source: Path, target: Path) -> Quantised:
 
 
 def _angles(graph: GraphProto) -> Iterator[NodeProto]:
-    """Sines and cosines, and everything that they are computed from."""
+    """Sines and cosines, and everything that they are computed from, up to sizes of tensors."""
     producers = {output: node for node in graph.node for output in node.output}
     waiting = [node for node in graph.node if node.op_type in {"Cos", "Sin"}]
     seen: set[str] = set()
@@ -65,7 +65,9 @@ def _angles(graph: GraphProto) -> Iterator[NodeProto]:
         if node.name not in seen:
             seen.add(node.name)
             yield node
-            waiting += [producers[name] for name in node.input if name in producers]
+            # A size is the same in every type: what it is taken of need not be float32.
+            if node.op_type not in {"Shape", "Size"}:
+                waiting += [producers[name] for name in node.input if name in producers]
 
 
 def _mean_squares(graph: GraphProto) -> Iterator[NodeProto]:

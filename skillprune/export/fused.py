@@ -7,10 +7,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx
-from onnxruntime.transformers.fusion_options import FusionOptions
-from onnxruntime.transformers.optimizer import optimize_model
 from transformers import PretrainedConfig, PreTrainedModel
 
 from skillprune.activations import evaluating
@@ -64,6 +63,10 @@ def fuse_onnx(
 
 def _fused(path: Path, config: PretrainedConfig, fusion: str) -> onnx.ModelProto | None:
     """The graph with fused operators, or None where there are none."""
+    # Importing it puts the folder of ONNX Runtime's tools on the import path: not before someone wants them.
+    from onnxruntime.transformers.fusion_options import FusionOptions
+    from onnxruntime.transformers.optimizer import optimize_model
+
     kind = _KINDS.get(config.model_type, "bert")
     options = FusionOptions(kind)
     if kind == "bert":
@@ -83,6 +86,7 @@ def _fused(path: Path, config: PretrainedConfig, fusion: str) -> onnx.ModelProto
         except Exception as failed:  # it fails in every way there is on graphs that it was not made for
             raise VerificationFailed(f"ONNX Runtime's optimizer failed: {type(failed).__name__}: {failed}") from failed
     graph: onnx.ModelProto = found.model
+    del graph.graph.value_info[:]  # as in `settle`
     if all(node.domain != _FUSED_DOMAIN for node in graph.graph.node):
         return None
     if all(each.domain != _FUSED_DOMAIN for each in graph.opset_import):  # the optimizer leaves it out at level 0
@@ -90,7 +94,7 @@ def _fused(path: Path, config: PretrainedConfig, fusion: str) -> onnx.ModelProto
     return graph
 
 
-def _nothing_else(options: FusionOptions) -> None:
+def _nothing_else(options: Any) -> None:
     """Leaves attention alone to be fused."""
     options.enable_gelu = options.enable_bias_gelu = options.enable_gelu_approximation = False
     options.enable_layer_norm = options.enable_skip_layer_norm = options.enable_bias_skip_layer_norm = False

@@ -38,7 +38,8 @@ class Quantise(Protocol):
 def output_error(reference: Path, candidate: Path, feeds: Iterable[Feed]) -> float:
     """The squared difference of all outputs over ``feeds``, relative to the squared outputs of ``reference``.
 
-    Infinite where the candidate's outputs are not finite.
+    Infinite where the candidate's outputs are not finite. Outputs at padding count: for models that answer at every
+    token give texts without it, as float16 says other things than float32 where there is nothing to look at.
 
     Raises:
         DataError: there are no feeds.

@@ -92,19 +92,29 @@ class Exporter:
         return replace(found, dense=replace(found.dense, path=dense), variants=variants)
 
     def bench(self, exports: Exports) -> Latency:
-        """Dense against every variant of the pruned model, interleaved, with an identical-pair control."""
+        """Dense against every variant of the pruned model and the references, with an identical-pair control."""
         spec = self.recipe.benchmark
         pruned = [Subject(PRUNED, each.name, each.artifact.path) for each in exports.variants]
-        return measure_latency(
-            [Subject(DENSE, "fp32", exports.dense.path), *pruned],
-            spec.shapes,
-            self._feeds,
-            threads=spec.threads,
-            provider=spec.provider,
-            rounds=spec.rounds,
-            seed=self.recipe.seed,
-            progress=self.progress,
-        )
+        with TemporaryDirectory() as folder:
+            return measure_latency(
+                [Subject(DENSE, "fp32", exports.dense.path), *pruned, *self._references(Path(folder))],
+                spec.shapes,
+                self._feeds,
+                threads=spec.threads,
+                provider=spec.provider,
+                rounds=spec.rounds,
+                seed=self.recipe.seed,
+                progress=self.progress,
+            )
+
+    def _references(self, folder: Path) -> list[Subject]:
+        """The dense model in the other runtimes that are asked for, saved for their processes to load."""
+        runtimes = self.recipe.benchmark.references
+        if not runtimes:
+            return []
+        model = float32_model(self.recipe, "sdpa")
+        model.save_pretrained(folder)
+        return [Subject(runtime, "fp32", folder, runtime, type(model).__name__) for runtime in runtimes]
 
     def judge(self, variant: Variant, batches: Sequence[Batch]) -> Predictions:
         """What a file answers on the test split."""

@@ -190,7 +190,20 @@ def latency(report: Report) -> str:
         return "Nothing was timed."
     header = ["model", "batch x tokens", "p50", "p90", "p99", "examples/s", "speed-up", "ran on", "threads", "rounds"]
     text = "Time per batch. Speed-ups against dense fp32 with 95 % intervals; rounds interleaved in random order."
-    return f"{text}\n\n{wording.table(header, rows)}"
+    return "\n\n".join([text, wording.table(header, rows), *_against_references(report)])
+
+
+def _against_references(report: Report) -> Iterator[str]:
+    """How many times faster the shipped file is than the dense model in other runtimes."""
+    shipped = {(row.batch, row.sequence): row for row in facts.headline_rows(report)}
+    found: dict[str, list[str]] = {}
+    for row in report.latency:
+        best = shipped.get((row.batch, row.sequence))
+        if row.runtime != "onnxruntime" and best is not None:
+            times = wording.ratio(row.p50_ms / best.p50_ms)
+            found.setdefault(row.runtime, []).append(f"{times} at {wording.shape(row.batch, row.sequence)}")
+    for runtime, ratios in found.items():
+        yield f"The shipped file against the dense model in {wording.plain(runtime)}, medians: {', '.join(ratios)}."
 
 
 def controls(report: Report) -> str:

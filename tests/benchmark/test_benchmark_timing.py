@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from skillprune.benchmark import paired_speedup
 from skillprune.benchmark.timing import (
     OPENINGS,
+    Clocked,
     Controlled,
     Opener,
-    Run,
     Samples,
+    clocked,
     measure_controlled,
     schedule,
     time_openings,
@@ -41,12 +42,12 @@ class Clock:
     def __call__(self) -> int:
         return self.now
 
-    def run(self, name: str, costs: Iterator[int]) -> Run:
+    def run(self, name: str, costs: Iterator[int]) -> Clocked:
         def once() -> None:
             self.ran.append(name)
             self.now += next(costs)
 
-        return once
+        return clocked(once, self)
 
 
 @given(st.integers(1, 9), st.integers(1, 60), st.integers(0, 2**32))
@@ -65,7 +66,7 @@ def test_every_place_in_a_round_is_equally_likely() -> None:
 
 
 def timed(openers: Sequence[Opener], openings: int, rounds: int, clock: Clock, seed: int = 0) -> Samples:
-    return time_openings(openers, (openings, rounds), seed=[seed], timer=clock, what="", progress=silent)
+    return time_openings(openers, (openings, rounds), seed=[seed], what="", progress=silent)
 
 
 def test_rounds_are_interleaved_in_the_drawn_order() -> None:
@@ -83,7 +84,7 @@ def test_rounds_are_interleaved_in_the_drawn_order() -> None:
 def test_each_opening_times_new_runs_opened_in_a_new_order() -> None:
     clock, opened = Clock(), list[str]()
 
-    def open_run(name: str) -> Run:
+    def open_run(name: str) -> Clocked:
         opened.append(name)
         return clock.run(name, repeat((4 + opened.count(name)) * MS))  # every opening makes it one millisecond slower
 
@@ -162,7 +163,7 @@ def test_no_garbage_is_collected_in_a_round(was_on: bool) -> None:
 )
 def test_warm_up_ends_when_stable_or_when_it_takes_too_long(costs: Iterator[int], runs: int, median: int) -> None:
     clock = Clock()
-    assert warm_up(clock.run("a", costs), clock) == median
+    assert warm_up(clock.run("a", costs)) == median
     assert len(clock.ran) == runs
 
 
@@ -174,7 +175,7 @@ class Bench:
         # A try opens twice as often as the one before it.
         self.waiting = [list(costs) for number, costs in enumerate(tries) for _ in range(OPENINGS * 2**number)]
 
-    def open(self, column: int) -> Run:
+    def open(self, column: int) -> Clocked:
         cost = self.waiting[0][column]
         self.waiting[0][column] = 0
         if not any(self.waiting[0]):
@@ -187,9 +188,7 @@ class Bench:
 
 
 def measure(openers: Sequence[Opener], clock: Clock, comparisons: int, rounds: int) -> Controlled:
-    return measure_controlled(
-        openers, rounds=rounds, comparisons=comparisons, seed=[0], timer=clock, what="", progress=silent
-    )
+    return measure_controlled(openers, rounds=rounds, comparisons=comparisons, seed=[0], what="", progress=silent)
 
 
 SAME = (8, 4, 8)
@@ -221,7 +220,7 @@ def test_a_pair_that_differs_within_openings_but_not_between_them_holds() -> Non
     """A session may be 3 % slower for as long as it lives; over openings that happens to either of the pair."""
     clock, luck = Clock(), np.random.default_rng(3)
 
-    def open_run() -> Run:
+    def open_run() -> Clocked:
         return clock.run("", repeat(int(luck.choice([1.0, 1.03]) * 8 * MS)))
 
     found = measure([open_run] * 3, clock, comparisons=1, rounds=60)
@@ -245,7 +244,7 @@ def test_more_shapes_make_the_control_more_patient() -> None:
     def retries(comparisons: int) -> int:
         clock, opened = Clock(), [0, 0]
 
-        def open_run(column: int) -> Run:
+        def open_run(column: int) -> Clocked:
             opened[column] += 1
             times = noisy(seed)[opened[column] - 1, :, column] if opened[column] <= OPENINGS else [8 * MS] * 10
             return clock.run(str(column), chain([8 * MS] * 10, times))  # ten runs are warm-up

@@ -1,0 +1,89 @@
+"""The process in which a PyTorch model is timed: loads it, runs it when told, and tells how long that took.
+
+It is told by lines with a number of runs, and answers each with a line of JSON; anything that libraries print goes to
+standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+# Threads of OpenMP go on spinning for a while after a run; whoever is timed next should have the cores to itself.
+UNTIL_THREADS_SLEEP = 0.01  # seconds
+
+
+def main(request: dict[str, Any], inputs_file: str) -> None:
+    """Serves until standard input ends."""
+    say = _private_output()
+    try:
+        run = _prepared(request, inputs_file)
+    except _Refused as refused:
+        say({"error": refused.kind, "message": str(refused)})
+        return
+    say({"device": request["device"]})
+    for line in sys.stdin:
+        start = time.perf_counter_ns()
+        for _ in range(int(line)):
+            run()
+        took = time.perf_counter_ns() - start
+        time.sleep(UNTIL_THREADS_SLEEP)
+        say({"nanoseconds": took})
+
+
+class _Refused(Exception):
+    """Something cannot be done; ``kind`` is a word that the parent knows."""
+
+    def __init__(self, kind: str, message: object) -> None:
+        super().__init__(str(message))
+        self.kind = kind
+
+
+def _private_output() -> Callable[[dict[str, Any]], None]:
+    """What writes lines to the parent; from now on prints go to standard error."""
+    private = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def say(answer: dict[str, Any]) -> None:
+        private.write(json.dumps(answer) + "\n")
+        private.flush()
+
+    return say
+
+
+def _prepared(request: dict[str, Any], inputs_file: str) -> Callable[[], object]:
+    """A callable that runs the model once and fetches its first result, after a first run that worked."""
+    device = request["device"]
+    if device == "cuda" and not torch.cuda.is_available():
+        raise _Refused("provider", "this PyTorch sees no CUDA device; choose provider: cpu")
+    torch.set_num_threads(request["threads"])
+    try:
+        model = getattr(transformers, request["model_class"]).from_pretrained(request["checkpoint"])
+    except Exception as failed:
+        raise _Refused("checkpoint", f"{type(failed).__name__}: {failed}") from failed
+    model = model.float().eval().to(device)
+    with np.load(inputs_file) as arrays:
+        inputs = {name: torch.from_numpy(arrays[name]).to(device) for name in arrays.files}
+    forward = torch.compile(model) if request["compiled"] else model
+
+    def run() -> object:
+        with torch.inference_mode():
+            return forward(**inputs)[0].cpu()
+
+    try:
+        run()
+    except Exception as failed:
+        raise _Refused("inputs", f"{type(failed).__name__}: {failed}") from failed
+    return run
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]), sys.argv[2])
