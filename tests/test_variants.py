@@ -11,14 +11,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from onnxruntime import InferenceSession
-from runs import finished, set_up
+from runs import finished, invoke, set_up
 from tiny import tiny_batches, tiny_bert
 from transformers import PreTrainedModel
 
 import skillprune
 from skillprune import load_recipe
 from skillprune.data import Batch
-from skillprune.export import Candidates, export_onnx
+from skillprune.export import BACKENDS, Candidates, export_onnx, is_usable
 from skillprune.pipeline.tournament import fastest
 from skillprune.pipeline.variants import VariantMaker, asked_variants
 from skillprune.progress import silent
@@ -124,3 +124,26 @@ def test_the_fastest_file_is_kept_and_all_are_told(tmp_path: Path) -> None:
     assert tried[1].speed is not None and tried[1].speed < 1.0
     only, alone = fastest("dense", Candidates((files[0],), ()), feeds, spec, seed=0, progress=silent)
     assert only.backend == "slow" and alone[0].speed is None
+
+
+def test_an_exporter_that_is_not_installed_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    missing = [name for name in BACKENDS if not is_usable(name)]
+    if not missing:
+        pytest.skip("every exporter is installed")
+    path = set_up(tmp_path, export={"backends": missing[0]})
+    found = invoke("run", path, "--output", tmp_path / "out")
+    assert found.code == 2 and f"skillprune[{BACKENDS[missing[0]].extra}]" in found.text
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_reference_is_timed_and_told(tmp_path: Path) -> None:
+    benchmark = {"shapes": [[2, 16]], "threads": 1, "rounds": 10, "references": ["torch"]}
+    report = skillprune.run(load_recipe(set_up(tmp_path, benchmark=benchmark)), tmp_path / "out")
+    assert [(row.subject, row.runtime) for row in report.latency] == [
+        ("dense", "onnxruntime"),
+        ("pruned", "onnxruntime"),
+        ("torch", "torch"),
+    ]
+    ratio = report.latency[2].p50_ms / report.latency[1].p50_ms
+    told = f"The shipped file against the dense model in torch, medians: {ratio:.2f}x at 2 x 16."
+    assert told in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")

@@ -130,7 +130,7 @@ class Latency:
 
     def __str__(self) -> str:
         return "\n".join(
-            f"  {row.subject:<8}{row.variant:<8}{row.batch:>4} x {row.sequence:<5}{row.p50_ms:>9.2f} ms"
+            f"  {row.subject:<14}{row.variant:<14}{row.batch:>4} x {row.sequence:<5}{row.p50_ms:>9.2f} ms"
             f"{row.speedup.value:>8.2f}x  [{row.speedup.low:.2f}, {row.speedup.high:.2f}]"
             for row in self.measurements
         )

@@ -17,7 +17,7 @@ from skillprune.benchmark import Latency, Subject, measure_latency
 from skillprune.checkpoint import Attention, Source
 from skillprune.data import Batch
 from skillprune.evaluation import Predictions
-from skillprune.export import FUSIONS, Arrays, Candidates, OnnxArtifact, export_candidates
+from skillprune.export import FUSIONS, Arrays, Candidates, OnnxArtifact, export_candidates, find_backend
 from skillprune.pipeline.choice import PRUNED
 from skillprune.pipeline.directory import replacing
 from skillprune.pipeline.inputs import parity_inputs, random_inputs
@@ -30,6 +30,17 @@ from skillprune.progress import Progress
 from skillprune.recipe import Recipe
 
 DENSE = "dense"
+
+
+def check_exporters(recipe: Recipe) -> None:
+    """Refuses exporters that are asked for by name and not installed.
+
+    Raises:
+        MissingExtra: one of them is not.
+    """
+    for name in recipe.export.backends:
+        if name != "auto":
+            find_backend(name)
 
 
 @dataclass(frozen=True, eq=False)

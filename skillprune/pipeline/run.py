@@ -21,7 +21,7 @@ from skillprune.families import find_ffns
 from skillprune.pipeline.choice import Choice, choose
 from skillprune.pipeline.detection import batches_of, detection
 from skillprune.pipeline.directory import RunDirectory, replacing, write_text
-from skillprune.pipeline.exporter import Exporter
+from skillprune.pipeline.exporter import Exporter, check_exporters
 from skillprune.pipeline.inputs import check_shapes
 from skillprune.pipeline.planner import Planner, float32_model
 from skillprune.pipeline.processes import is_main, join_processes
@@ -85,6 +85,7 @@ class Run:
     def _prepare(self, recipe: Recipe, cache: bool) -> None:
         if recipe.task.is_exported:
             check_provider(recipe.benchmark.provider)
+            check_exporters(recipe)
         self.source = load_source(
             recipe.model,
             task_type=recipe.task.type,
