@@ -92,7 +92,11 @@ def _export(
 ) -> OnnxArtifact:
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory, prefix=".partial-") as place, evaluating(model), spelled_out(model):
+        with (
+            tempfile.TemporaryDirectory(dir=directory, prefix=".partial-") as place,
+            evaluating(model),
+            spelled_out(model),
+        ):
             traced, fresh = Path(place, "traced"), Path(place, "fresh")
             traced.mkdir()
             fresh.mkdir()

@@ -57,9 +57,11 @@ def opened(path: Path) -> onnxruntime.InferenceSession:
     Raises:
         VerificationFailed: ONNX Runtime cannot load the file.
     """
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # several sessions are open at once
     try:
         onnx.checker.check_model(str(path))
-        return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as broken:  # both libraries raise their own unrelated types
         raise VerificationFailed(f"{path} is not a graph ONNX Runtime can run: {broken}") from broken
 
