@@ -1,4 +1,4 @@
-"""Caches of keys and values as flat tensors, which is how a graph takes and gives them; what they mean is left to models."""
+"""Caches of keys and values as flat tensors, as a graph takes and gives them; what they mean is left to models."""
 
 from __future__ import annotations
 
@@ -19,19 +19,15 @@ class GrowingLayer(DynamicLayer):
     It keeps every token, whatever the window of the layer is: what is out of sight is the mask's to say.
     """
 
-    def __init__(self, start: Pair | None) -> None:
-        super().__init__()
-        if start is not None:
-            self._hold(*start)
-
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> Pair:
         """Appends and returns all that there is."""
         if self.is_initialized:
             return super().update(key_states, value_states)
-        self._hold(key_states, value_states)
+        self.hold(key_states, value_states)
         return key_states, value_states
 
-    def _hold(self, keys: Tensor, values: Tensor) -> None:
+    def hold(self, keys: Tensor, values: Tensor) -> None:
+        """Begins with these."""
         self.keys, self.values = keys, values
         self.dtype, self.device = keys.dtype, keys.device
         self.is_initialized = True
@@ -40,7 +36,7 @@ class GrowingLayer(DynamicLayer):
 def growing_cache(start: Sequence[Pair | None]) -> DynamicCache:
     """A cache with a layer for every pair, empty where it is None."""
     cache = DynamicCache()
-    cache.layers = [GrowingLayer(pair) for pair in start]
+    cache.layers = [_layer(pair) for pair in start]
     return cache
 
 
@@ -51,9 +47,17 @@ def growing_pair(own: Sequence[Pair | None], crossed: Sequence[Pair | None]) -> 
 
 def flat(cache: Cache) -> tuple[Tensor, ...]:
     """Keys and values of the first layer, of the second, and so on."""
-    return tuple(tensor for layer in cache.layers for tensor in (layer.keys, layer.values))
+    layers: Sequence[Any] = cache.layers
+    return tuple(tensor for layer in layers for tensor in (layer.keys, layer.values))
 
 
 def pairs(tensors: Sequence[Tensor]) -> list[Pair]:
     """What `flat` made flat."""
     return list(zip(tensors[::2], tensors[1::2], strict=True))
+
+
+def _layer(start: Pair | None) -> GrowingLayer:
+    layer = GrowingLayer()
+    if start is not None:
+        layer.hold(*start)
+    return layer

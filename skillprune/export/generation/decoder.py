@@ -73,10 +73,9 @@ def _example(model: PreTrainedModel) -> dict[str, Tensor]:
     if takes_positions(model):
         given["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
     cache = growing_cache([None] * len(_layers(model, given)))
+    read = {name: value[:, :_PAST].clone() for name, value in given.items()}
     with torch.inference_mode():
-        model(
-            **{name: value[:, :_PAST].clone() for name, value in given.items()}, past_key_values=cache, use_cache=True
-        )
+        model(**read, past_key_values=cache, use_cache=True)
     new = {name: value if name == "attention_mask" else value[:, _PAST:].clone() for name, value in given.items()}
     names = [f"past_key_values.{layer}.{part}" for layer in range(len(cache.layers)) for part in ("key", "value")]
     return {**new, **dict(zip(names, flat(cache), strict=True))}

@@ -72,9 +72,10 @@ def write_encoder_decoder(model: PreTrainedModel, directory: Path) -> None:
     """Writes the encoder, the decoder's first step and its later ones.
 
     The encoder gives ``last_hidden_state`` ``(batch, encoder_sequence, hidden)``. The first step takes it with
-    ``encoder_attention_mask`` and ``input_ids`` ``(batch, decoder_sequence)`` and gives ``logits`` and, for every layer,
-    ``present.N.decoder.key`` and ``.value`` and ``present.N.encoder.key`` and ``.value`` ``(batch, heads, length,
-    size)``. The later ones take these as ``past_key_values.N...`` and give ``logits`` and ``present.N.decoder...``.
+    ``encoder_attention_mask`` and ``input_ids`` ``(batch, decoder_sequence)`` and gives ``logits`` and of every layer
+    ``present.N.decoder.key``, ``present.N.decoder.value``, ``present.N.encoder.key`` and ``present.N.encoder.value``
+    ``(batch, heads, length, size)``. The later ones take these as ``past_key_values.N...`` and give ``logits`` and
+    ``present.N.decoder...``.
 
     Args:
         model: an encoder-decoder of texts in evaluation mode, made `traceable`.

@@ -57,9 +57,9 @@ def export_decoder(
 def export_encoder_decoder(
     model: PreTrainedModel, texts: Sequence[Feeds], directory: Path, *, variant: str = "fp32", largest: int = LARGEST
 ) -> OnnxArtifact:
-    """Writes ``encoder_model.onnx``, ``decoder_model.onnx`` and ``decoder_with_past_model.onnx``, compared on ``texts``.
+    """Writes an encoder and a decoder's first and later steps, and compares them with PyTorch on ``texts``.
 
-    The directory is one that optimum's ``ORTModelForSeq2SeqLM`` reads; `write_encoder_decoder` names inputs and
+    They are ``encoder_model.onnx``, ``decoder_model.onnx`` and ``decoder_with_past_model.onnx``. The directory is one that optimum's ``ORTModelForSeq2SeqLM`` reads; `write_encoder_decoder` names inputs and
     outputs.
 
     Args:
@@ -91,9 +91,9 @@ def _export(
     largest: int,
 ) -> OnnxArtifact:
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.parent.mkdir(parents=True, exist_ok=True)
         with (
-            tempfile.TemporaryDirectory(dir=directory, prefix=".partial-") as place,
+            tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as place,
             evaluating(model),
             spelled_out(model),
         ):
@@ -115,6 +115,7 @@ def _export(
 
 def _replace(fresh: Path, directory: Path) -> list[Path]:
     """Moves the files where they belong, weights before the graphs that read them; older weights go."""
+    directory.mkdir(exist_ok=True)
     found = sorted(fresh.iterdir(), key=lambda file: (file.suffix != ".data", file.name))
     placed = [directory / file.name for file in found]
     for file, place in zip(found, placed, strict=True):
@@ -142,12 +143,10 @@ def _refuse(model: PreTrainedModel, *, encoder_decoder: bool) -> None:
     if model.main_input_name != "input_ids":
         raise UnsupportedArchitecture(f"{name} reads {model.main_input_name}; writers of ONNX files read texts only")
     if any(isinstance(ffn, Mixture) for ffn in find_ffns(model)):
-        raise UnsupportedArchitecture(
-            f"{name} sends tokens to experts, which no trace can follow: run it in PyTorch, or in a runtime for mixtures"
-        )
+        raise UnsupportedArchitecture(f"{name} sends tokens to experts, which no trace can follow: run it in PyTorch")
     if (kind := _rotation(config.to_dict())) in _MOVING_ROTATIONS:
         raise UnsupportedArchitecture(
-            f"{name} has rotary embeddings of type {kind!r}, which change with the length of the text and cannot be traced"
+            f"{name} has rotary embeddings of type {kind!r}: they change with the length of a text, so no trace fits all"
         )
 
 

@@ -1,4 +1,4 @@
-"""Has attention masks made by indexing, which a tracer follows; transformers 4.57 makes them by vmap, which none does."""
+"""Attention masks made by indexing, which a tracer follows; transformers 4.57 makes them by vmap, which none does."""
 
 from __future__ import annotations
 

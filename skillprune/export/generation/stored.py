@@ -1,4 +1,4 @@
-"""Stores a traced graph: a matrix that is used both ways round once, and one file beside it where protobuf has no room."""
+"""Stores a traced graph: a matrix used both ways round once, and weights beside it where protobuf has no room."""
 
 from __future__ import annotations
 

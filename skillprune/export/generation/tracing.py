@@ -1,4 +1,4 @@
-"""Traces one module to one ONNX file with axes that move; what the module computes is left to `decoder` and the like."""
+"""Traces one module to one ONNX file with axes that move; what the module computes is left to its callers."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def _interleaved(values: Tensor, repeats: int, dim: int) -> Tensor:
 
 @contextmanager
 def spelled_out(model: PreTrainedModel) -> Iterator[None]:
-    """Inside the context the model's attention is eager: all of it is in the graph, and nothing that is not is left out.
+    """Inside the context the model's attention is eager, which is traced and what a graph is compared with.
 
-    Some fused kernels leave out what a config asks for, so that eager attention is what a graph is compared with too.
+    Some fused kernels leave out what a config asks for: with them version 4.57 caps no logits of Gemma 2's attention.
     """
     attention = model.config._attn_implementation
     if attention == "eager":
