@@ -19,15 +19,19 @@ class GrowingLayer(DynamicLayer):
     It keeps every token, whatever the window of the layer is: what is out of sight is the mask's to say.
     """
 
+    def __init__(self, start: Pair | None) -> None:
+        DynamicLayer.__init__(self)
+        if start is not None:
+            self._hold(*start)
+
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> Pair:
         """Appends and returns all that there is."""
         if self.is_initialized:
             return super().update(key_states, value_states)
-        self.hold(key_states, value_states)
+        self._hold(key_states, value_states)
         return key_states, value_states
 
-    def hold(self, keys: Tensor, values: Tensor) -> None:
-        """Begins with these."""
+    def _hold(self, keys: Tensor, values: Tensor) -> None:
         self.keys, self.values = keys, values
         self.dtype, self.device = keys.dtype, keys.device
         self.is_initialized = True
@@ -36,7 +40,7 @@ class GrowingLayer(DynamicLayer):
 def growing_cache(start: Sequence[Pair | None]) -> DynamicCache:
     """A cache with a layer for every pair, empty where it is None."""
     cache = DynamicCache()
-    cache.layers = [_layer(pair) for pair in start]
+    cache.layers = [GrowingLayer(pair) for pair in start]
     return cache
 
 
@@ -54,10 +58,3 @@ def flat(cache: Cache) -> tuple[Tensor, ...]:
 def pairs(tensors: Sequence[Tensor]) -> list[Pair]:
     """What `flat` made flat."""
     return list(zip(tensors[::2], tensors[1::2], strict=True))
-
-
-def _layer(start: Pair | None) -> GrowingLayer:
-    layer = GrowingLayer()
-    if start is not None:
-        layer.hold(*start)
-    return layer

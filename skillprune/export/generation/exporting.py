@@ -59,8 +59,8 @@ def export_encoder_decoder(
 ) -> OnnxArtifact:
     """Writes an encoder and a decoder's first and later steps, and compares them with PyTorch on ``texts``.
 
-    They are ``encoder_model.onnx``, ``decoder_model.onnx`` and ``decoder_with_past_model.onnx``. The directory is one that optimum's ``ORTModelForSeq2SeqLM`` reads; `write_encoder_decoder` names inputs and
-    outputs.
+    They are ``encoder_model.onnx``, ``decoder_model.onnx`` and ``decoder_with_past_model.onnx``, which optimum's
+    ``ORTModelForSeq2SeqLM`` reads; `write_encoder_decoder` names inputs and outputs.
 
     Args:
         model: an encoder-decoder of texts in float32.
@@ -146,7 +146,7 @@ def _refuse(model: PreTrainedModel, *, encoder_decoder: bool) -> None:
         raise UnsupportedArchitecture(f"{name} sends tokens to experts, which no trace can follow: run it in PyTorch")
     if (kind := _rotation(config.to_dict())) in _MOVING_ROTATIONS:
         raise UnsupportedArchitecture(
-            f"{name} has rotary embeddings of type {kind!r}: they change with the length of a text, so no trace fits all"
+            f"{name} has rotary embeddings of type {kind!r}: they change with a text's length, so no trace fits all"
         )
 
 
