@@ -1,4 +1,4 @@
-"""Has ``optimum-cli`` import skillprune, after which it reads pruned checkpoints; every file of this folder is imported.
+"""Has ``optimum-cli``, which imports every file of this folder, import skillprune: then it reads pruned checkpoints.
 
 None of the folders has an ``__init__.py``: they are shared by the distributions that extend optimum.
 """
