@@ -31,6 +31,7 @@ ROOMS = (
     "repair",
     "recovery",
     "checkpoint",
+    "generation",
     "export",
     "benchmark",
     "analysis",
@@ -44,12 +45,12 @@ ROOMS = (
 # Third-party packages that only the rooms named may import; None stands for skillprune/__init__.py.
 OWNED = {
     "onnx": {"export", "benchmark"},
-    "onnxruntime": {"export", "benchmark"},
+    "onnxruntime": {"generation", "export", "benchmark"},
     "onnxscript": {"export", "benchmark"},
     "typer": {"cli"},
     "rich": {"cli"},
-    "torch": set(ROOMS) - {"errors", "progress", "cache", "recipe", "tasks"},
-    "transformers": set(ROOMS) - {"errors", "progress", "cache", "recipe", "tasks"},
+    "torch": set(ROOMS) - {"errors", "progress", "cache", "recipe", "tasks", "generation"},
+    "transformers": set(ROOMS) - {"errors", "progress", "cache", "recipe", "tasks", "generation"},
 }
 
 HEAVY = {"accelerate", "datasets", "onnx", "onnxruntime", "pyarrow", "scipy", "sklearn", "torch", "transformers"}

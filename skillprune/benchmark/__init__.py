@@ -8,6 +8,7 @@ from skillprune.benchmark.measure import Feeds, measure_latency
 from skillprune.benchmark.sessions import check_provider, open_session
 from skillprune.benchmark.statistics import paired_speedup, quotient
 from skillprune.benchmark.values import Control, Latency, Measurement, Ratio, Subject
+from skillprune.benchmark.writers import open_writer
 
 __all__ = [
     "Control",
@@ -20,6 +21,7 @@ __all__ = [
     "environment",
     "measure_latency",
     "open_session",
+    "open_writer",
     "paired_speedup",
     "quotient",
 ]

@@ -1,0 +1,156 @@
+"""Exports models that write, with their caches, and refuses files that do not write what PyTorch writes."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from skillprune.activations import evaluating
+from skillprune.errors import ResourceFailure, UnsupportedArchitecture
+from skillprune.export.artifact import OnnxArtifact
+from skillprune.export.generation.decoder import write_decoder
+from skillprune.export.generation.encoder_decoder import write_encoder_decoder
+from skillprune.export.generation.parity import check_writer, opened
+from skillprune.export.generation.stored import LARGEST, store
+from skillprune.export.generation.tracing import spelled_out, traceable
+from skillprune.export.torchscript import OPSET
+from skillprune.families import Mixture, find_ffns
+from skillprune.generation import DECODER, Feeds, load_writer
+
+_MOVING_ROTATIONS = ("dynamic", "longrope")
+"""Rotary embeddings that change with the length of the text, by a branch that no trace can follow."""
+
+
+def export_decoder(
+    model: PreTrainedModel, texts: Sequence[Feeds], directory: Path, *, variant: str = "fp32", largest: int = LARGEST
+) -> OnnxArtifact:
+    """Writes ``model.onnx``, which reads a text and continues it, and compares it with PyTorch on ``texts``.
+
+    The directory is one that optimum's ``ORTModelForCausalLM`` reads; `write_decoder` names inputs and outputs.
+
+    Args:
+        model: a language model in float32.
+        texts: ``input_ids`` and ``attention_mask`` ``(batch, sequence)``, padded on the left; of two shapes at least.
+        directory: created where it is missing. Older files stay until the new ones have passed.
+        variant: numeric variant the artefact is called by.
+        largest: bytes of weights above which they are stored in ``model.onnx.data``.
+
+    Returns:
+        The artefact, whose path is the directory.
+
+    Raises:
+        UnsupportedArchitecture: no trace can follow the model: a mixture of experts, rotary embeddings that change.
+        ParityError: a logit differs by more than the tolerance; nothing is kept.
+        VerificationFailed: the exporter cannot write the model, or ONNX Runtime cannot load it.
+        ResourceFailure: a file could not be written.
+    """
+    _refuse(model, encoder_decoder=False)
+    return _export(model, texts, directory, lambda traced: write_decoder(model, traced / DECODER), variant, largest)
+
+
+def export_encoder_decoder(
+    model: PreTrainedModel, texts: Sequence[Feeds], directory: Path, *, variant: str = "fp32", largest: int = LARGEST
+) -> OnnxArtifact:
+    """Writes an encoder and a decoder's first and later steps, and compares them with PyTorch on ``texts``.
+
+    They are ``encoder_model.onnx``, ``decoder_model.onnx`` and ``decoder_with_past_model.onnx``, which optimum's
+    ``ORTModelForSeq2SeqLM`` reads; `write_encoder_decoder` names inputs and outputs.
+
+    Args:
+        model: an encoder-decoder of texts in float32.
+        texts: ``input_ids`` and ``attention_mask`` ``(batch, encoder_sequence)`` of two shapes at least.
+        directory: created where it is missing. Older files stay until the new ones have passed.
+        variant: numeric variant the artefact is called by.
+        largest: bytes of weights of one graph above which they are stored beside it.
+
+    Returns:
+        The artefact, whose path is the directory.
+
+    Raises:
+        UnsupportedArchitecture: it reads no texts.
+        ParityError: a logit differs by more than the tolerance; nothing is kept.
+        VerificationFailed: the exporter cannot write the model, or ONNX Runtime cannot load it.
+        ResourceFailure: a file could not be written.
+    """
+    _refuse(model, encoder_decoder=True)
+    return _export(model, texts, directory, lambda traced: write_encoder_decoder(model, traced), variant, largest)
+
+
+def _export(
+    model: PreTrainedModel,
+    texts: Sequence[Feeds],
+    directory: Path,
+    write: Callable[[Path], None],
+    variant: str,
+    largest: int,
+) -> OnnxArtifact:
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as place,
+            evaluating(model),
+            spelled_out(model),
+        ):
+            traced, fresh = Path(place, "traced"), Path(place, "fresh")
+            traced.mkdir()
+            fresh.mkdir()
+            with traceable(model):
+                write(traced)
+            for graph in sorted(traced.glob("*.onnx")):
+                store(graph, fresh / graph.name, largest=largest)
+            _save_configs(model, fresh)
+            difference, tolerance = check_writer(model, load_writer(fresh, opened), texts)
+            files = _replace(fresh, directory)
+    except OSError as failed:
+        raise ResourceFailure(f"{directory} could not be written: {failed}") from failed
+    size = sum(file.stat().st_size for file in files if file.suffix != ".json")
+    return OnnxArtifact(variant, directory, size, "torchscript", OPSET, difference, tolerance)
+
+
+def _replace(fresh: Path, directory: Path) -> list[Path]:
+    """Moves the files where they belong, weights before the graphs that read them; older weights go."""
+    directory.mkdir(exist_ok=True)
+    found = sorted(fresh.iterdir(), key=lambda file: (file.suffix != ".data", file.name))
+    placed = [directory / file.name for file in found]
+    for file, place in zip(found, placed, strict=True):
+        os.replace(file, place)
+    graphs = [place for place in placed if place.suffix == ".onnx"]
+    for older in {graph.with_name(f"{graph.name}.data") for graph in graphs} - set(placed):
+        older.unlink(missing_ok=True)
+    return placed
+
+
+def _save_configs(model: PreTrainedModel, directory: Path) -> None:
+    """Both configs, without the widths of a pruned model: a graph has them, and whoever reads it needs no plug-in."""
+    config = deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.save_pretrained(directory)
+    model.generation_config.save_pretrained(directory)
+
+
+def _refuse(model: PreTrainedModel, *, encoder_decoder: bool) -> None:
+    config, name = model.config, type(model).__name__
+    if bool(config.is_encoder_decoder) != encoder_decoder:
+        right = "export_decoder" if encoder_decoder else "export_encoder_decoder"
+        raise UnsupportedArchitecture(f"{name} is exported by {right}")
+    if model.main_input_name != "input_ids":
+        raise UnsupportedArchitecture(f"{name} reads {model.main_input_name}; writers of ONNX files read texts only")
+    if any(isinstance(ffn, Mixture) for ffn in find_ffns(model)):
+        raise UnsupportedArchitecture(f"{name} sends tokens to experts, which no trace can follow: run it in PyTorch")
+    if (kind := _rotation(config.to_dict())) in _MOVING_ROTATIONS:
+        raise UnsupportedArchitecture(
+            f"{name} has rotary embeddings of type {kind!r}: they change with a text's length, so no trace fits all"
+        )
+
+
+def _rotation(config: Mapping[str, Any]) -> str | None:
+    """The kind of rotary embedding that a config asks for, in either version's words."""
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return given.get("rope_type", given.get("type"))

@@ -1,0 +1,102 @@
+"""Compares a writer's files with PyTorch, which reads every text anew and keeps no cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from skillprune.errors import ParityError, VerificationFailed
+from skillprune.export.generation.decoder import takes_positions
+from skillprune.export.onnx import TOLERANCE
+from skillprune.generation import Feeds, Writer
+
+STEPS = 3
+"""Tokens written one at a time after every text, enough for what a step leaves behind to be read by a later one."""
+
+
+def check_writer(
+    model: PreTrainedModel, writer: Writer, texts: Sequence[Feeds], *, steps: int = STEPS
+) -> tuple[float, float]:
+    """The largest difference of a logit over texts and the tokens that follow, and the tolerance it is within.
+
+    The tokens that follow are those PyTorch finds likeliest; with the logits alike the writer writes the same, unless
+    two tokens are as likely as each other.
+
+    Args:
+        model: in evaluation mode.
+        writer: its files, opened.
+        texts: what is read: ``input_ids`` and ``attention_mask``, padded on the left where they are continued.
+        steps: tokens written after each.
+
+    Raises:
+        ParityError: some logit differs by more than the tolerance, or is not a number.
+    """
+    worst, allowed = 0.0, TOLERANCE
+    for feeds in texts:
+        for where, expected, found in _answers(model, writer, feeds, steps):
+            tolerance = TOLERANCE * max(1.0, float(np.abs(expected).max()))
+            difference = float(np.abs(found - expected).max())
+            if not difference <= tolerance:
+                what = f"logits of texts of shape {feeds['input_ids'].shape}, {where}"
+                raise ParityError(what, difference, tolerance)
+            worst, allowed = max(worst, difference), max(allowed, tolerance)
+    return worst, allowed
+
+
+def opened(path: Path) -> onnxruntime.InferenceSession:
+    """A session on the CPU.
+
+    Raises:
+        VerificationFailed: ONNX Runtime cannot load the file.
+    """
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # several sessions are open at once
+    try:
+        onnx.checker.check_model(str(path))
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as broken:  # both libraries raise their own unrelated types
+        raise VerificationFailed(f"{path} is not a graph ONNX Runtime can run: {broken}") from broken
+
+
+def _answers(
+    model: PreTrainedModel, writer: Writer, feeds: Feeds, steps: int
+) -> Iterator[tuple[str, NDArray[np.float32], NDArray[np.float32]]]:
+    """Where, PyTorch's logits and the writer's: after the text, after each token that follows, and everywhere."""
+    ids = torch.from_numpy(feeds["input_ids"]).to(model.device)
+    start = writer.signs.start if model.config.is_encoder_decoder else None
+    written = ids[:, :0] if start is None else torch.full_like(ids[:, :1], start)
+    found, state = writer.read(feeds)
+    for step in range(steps + 1):
+        expected = _logits(model, feeds, written)
+        yield f"{step} tokens later", expected[:, -1].cpu().numpy(), found
+        if step < steps:
+            likeliest = expected[:, -1].argmax(-1)
+            found, state = writer.step(likeliest.cpu().numpy(), state)
+            written = torch.cat([written, likeliest[:, None]], dim=1)
+    whole = {name: value.cpu().numpy() for name, value in _inputs(model, feeds, written).items()}
+    real = whole["attention_mask"].astype(bool) if start is None else np.ones(written.shape, dtype=bool)
+    yield "read at once", expected.cpu().numpy()[real], writer.logits(whole)[real]
+
+
+def _logits(model: PreTrainedModel, feeds: Feeds, written: Tensor) -> Tensor:
+    with torch.inference_mode():
+        logits: Tensor = model(**_inputs(model, feeds, written), use_cache=False).logits.float()
+    return logits
+
+
+def _inputs(model: PreTrainedModel, feeds: Feeds, written: Tensor) -> dict[str, Tensor]:
+    """What a model without a cache is given to say what follows ``written``, ``(batch, tokens)``."""
+    ids, mask = (torch.from_numpy(feeds[name]).to(model.device) for name in ("input_ids", "attention_mask"))
+    if model.config.is_encoder_decoder:
+        return {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": written}
+    mask = torch.cat([mask, torch.ones_like(written)], dim=1)
+    given = {"input_ids": torch.cat([ids, written], dim=1), "attention_mask": mask}
+    return given | ({"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if takes_positions(model) else {})
