@@ -47,9 +47,8 @@ class Backend:
         raise UnsupportedExport(f"the exporter {name} writes operator sets {oldest} to {newest}, not {asked}")
 
 
-# The fastest opset of torchscript: newer ones have Gelu as an operator, which ONNX Runtime's CPU kernels run no faster.
 BACKENDS: dict[str, Backend] = {
-    "torchscript": Backend(torchscript.write_graph, (), "", 17, (14, 20)),
+    "torchscript": Backend(torchscript.write_graph, (), "", torchscript.OPSET, (14, 20)),
     "optimum": Backend(
         optimum_onnx.write_graph,
         ("optimum.exporters.onnx", "optimum.onnxruntime"),

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from skillprune.errors import ParityError, VerificationFailed
 from skillprune.export.generation.decoder import takes_positions
-from skillprune.export.onnx import TOLERANCE
+from skillprune.export.parity import TOLERANCE
 from skillprune.generation import Feeds, Writer
 
 STEPS = 3
