@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnxruntime import InferenceSession
 from runs import environment
-from test_export import TRIED, fickle, padded, pruned
+from test_export import TRIED, fickle, padded, pruned, state_of
 from tiny import TINY, tiny_bert, tiny_llama_classifier
 from transformers import (
     BertConfig,
@@ -118,7 +118,10 @@ def test_a_graph_has_the_models_inputs_and_results_and_runs_at_other_sizes(tmp_p
 @pytest.mark.parametrize("shape", ["uneven", "emptied"])
 def test_every_exporter_writes_what_pytorch_computes(tmp_path: Path, backend: str, shape: str) -> None:
     model = pruned("roberta", shape)
+    before = state_of(model), set(vars(model))
     artifact = export_onnx(model, TRIED, tmp_path / "model.onnx", backend=backend)
+    assert (state_of(model), set(vars(model))) == before
+    assert str(Path(torch.__file__).parent).encode() not in artifact.path.read_bytes()
     assert (artifact.backend, artifact.variant, artifact.opset) == (backend, "fp32", BACKENDS[backend].opset)
     assert [each.version for each in onnx.load(artifact.path).opset_import if not each.domain] == [artifact.opset]
     assert [each.name for each in tmp_path.iterdir()] == ["model.onnx"]

@@ -63,8 +63,9 @@ class TorchProcess:
         with TemporaryDirectory() as folder:
             given = Path(folder, "inputs.npz")
             np.savez(given, **inputs)  # type: ignore[arg-type]
+            request["inputs"] = str(given)
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "skillprune.benchmark.torch_worker", json.dumps(request), str(given)],
+                [sys.executable, "-m", "skillprune.benchmark.torch_worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -72,17 +73,20 @@ class TorchProcess:
                 env={**os.environ, "OMP_NUM_THREADS": str(threads)},
             )
             weakref.finalize(self, _end, self._process)
-            self.provider = str(self._answer()["device"])
+            self.provider = str(self._ask(json.dumps(request))["device"])
 
     def run(self, repeats: int) -> int:
         """Nanoseconds of so many runs, as the process itself measures them."""
+        return int(self._ask(str(repeats))["nanoseconds"])
+
+    def _ask(self, line: str) -> dict[str, Any]:
         assert self._process.stdin is not None  # it is a pipe
         try:
-            self._process.stdin.write(f"{repeats}\n")
+            self._process.stdin.write(f"{line}\n")
             self._process.stdin.flush()
         except OSError as gone:
             raise DataError(f"{self._what}: PyTorch's process ended: {self._last_words()}") from gone
-        return int(self._answer()["nanoseconds"])
+        return self._answer()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None  # it is a pipe

@@ -1,17 +1,16 @@
 """The process in which a PyTorch model is timed: loads it, runs it when told, and tells how long that took.
 
-It is told by lines with a number of runs, and answers each with a line of JSON; anything that libraries print goes to
-standard error.
+It is told by a line of JSON that says what to load, then by lines with a number of runs, and answers each with a line
+of JSON; anything that libraries print goes to standard error.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -21,16 +20,17 @@ import transformers
 UNTIL_THREADS_SLEEP = 0.01  # seconds
 
 
-def main(request: dict[str, Any], inputs_file: str) -> None:
-    """Serves until standard input ends."""
-    say = _private_output()
+def main() -> None:
+    """Serves until the parent says no more."""
+    told, say = _private_pipes()
+    request = json.loads(told.readline())
     try:
-        run = _prepared(request, inputs_file)
+        run = _prepared(request)
     except _Refused as refused:
         say({"error": refused.kind, "message": str(refused)})
         return
     say({"device": request["device"]})
-    for line in sys.stdin:
+    for line in told:
         start = time.perf_counter_ns()
         for _ in range(int(line)):
             run()
@@ -47,19 +47,19 @@ class _Refused(Exception):
         self.kind = kind
 
 
-def _private_output() -> Callable[[dict[str, Any]], None]:
-    """What writes lines to the parent; from now on prints go to standard error."""
-    private = os.fdopen(os.dup(1), "w", encoding="utf-8")
+def _private_pipes() -> tuple[TextIO, Callable[[dict[str, Any]], None]]:
+    """Lines of the parent, and what writes lines to it; from now on what anybody prints goes to standard error."""
+    told, private = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
     def say(answer: dict[str, Any]) -> None:
         private.write(json.dumps(answer) + "\n")
         private.flush()
 
-    return say
+    return told, say
 
 
-def _prepared(request: dict[str, Any], inputs_file: str) -> Callable[[], object]:
+def _prepared(request: dict[str, Any]) -> Callable[[], object]:
     """A callable that runs the model once and fetches its first result, after a first run that worked."""
     device = request["device"]
     if device == "cuda" and not torch.cuda.is_available():
@@ -70,7 +70,7 @@ def _prepared(request: dict[str, Any], inputs_file: str) -> Callable[[], object]
     except Exception as failed:
         raise _Refused("checkpoint", f"{type(failed).__name__}: {failed}") from failed
     model = model.float().eval().to(device)
-    with np.load(inputs_file) as arrays:
+    with np.load(request["inputs"]) as arrays:
         inputs = {name: torch.from_numpy(arrays[name]).to(device) for name in arrays.files}
     forward = torch.compile(model) if request["compiled"] else model
 
@@ -86,4 +86,4 @@ def _prepared(request: dict[str, Any], inputs_file: str) -> Callable[[], object]
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]), sys.argv[2])
+    main()

@@ -23,13 +23,16 @@ def size_of(path: Path) -> int:
 def settle(path: Path, *, split_above: int = SPLIT_ABOVE) -> None:
     """Gathers what an exporter wrote to the directory of ``path`` into one file, or two where it is large.
 
-    Shapes of inner tensors that exporters note are dropped: where ONNX Runtime finds them it joins additions and norms,
-    and then runs slower on CPUs.
+    What exporters note about nodes is dropped, such as paths of source files; and shapes of inner tensors: where ONNX
+    Runtime finds them it joins additions and norms, and then runs slower on CPUs.
     """
     model = onnx.load(path)
     for each in path.parent.iterdir():
         each.unlink()
     del model.graph.value_info[:]
+    for node in model.graph.node:  # the dynamo-based exporters note where in the code each comes from
+        del node.metadata_props[:]
+        node.doc_string = ""
     save(model, path, split_above=split_above)
 
 

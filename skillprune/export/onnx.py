@@ -13,6 +13,7 @@ from skillprune.export.artifact import OnnxArtifact
 from skillprune.export.backends import find_backend
 from skillprune.export.constant import constant_where_empty
 from skillprune.export.files import SPLIT_ABOVE, settle, size_of
+from skillprune.export.kept import kept
 from skillprune.export.parity import check_parity
 from skillprune.export.signature import Arrays, as_tensors, signature_of
 from skillprune.export.staging import staged
@@ -49,7 +50,7 @@ def export_onnx(
     with staged(path) as fresh, evaluating(model):
         signature = signature_of(model, inputs)
         try:
-            with constant_where_empty(model):
+            with constant_where_empty(model), kept(model):
                 exporter.write(model, as_tensors(model, inputs[0]), signature, fresh, written)
         except (OSError, SkillPruneError):
             raise
