@@ -213,6 +213,16 @@ def generate_greedy(writer: Writer, feeds: Feeds, max_new_tokens: int) -> Tokens
     return np.stack(texts, axis=1)
 
 
+def left_padded(feeds: Feeds) -> dict[str, Tokens]:
+    """The same texts, all padding before them, which is where a decoder that continues them wants it.
+
+    Args:
+        feeds: arrays ``(batch, sequence)``, among them ``attention_mask``.
+    """
+    order = np.argsort(feeds["attention_mask"], axis=1, kind="stable")
+    return {name: np.take_along_axis(array, order, axis=1) for name, array in feeds.items()}
+
+
 def read_signs(directory: Path) -> Signs:
     """What ``generation_config.json`` says of the tokens that are no words.
 
