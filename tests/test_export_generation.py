@@ -20,6 +20,7 @@ from zoo import ZOO, Specimen, here
 from zoo_checks import pruned
 
 from skillprune.benchmark import open_writer
+from skillprune.checkpoint import save_pruned
 from skillprune.errors import (
     CheckpointError,
     DataError,
@@ -29,10 +30,9 @@ from skillprune.errors import (
 )
 from skillprune.export import OnnxArtifact
 from skillprune.export.generation import check_writer, export_decoder, export_encoder_decoder
-from skillprune.generation import Signs, Writer, generate_greedy, read_signs
+from skillprune.generation import Signs, Writer, generate_greedy, left_padded, read_signs
 
 MIXTURES = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
-WRITERS = [name for name in here() if ZOO[name].writes and name not in (*MIXTURES, "whisper")]
 WINDOW = 4
 WINDOWED: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": WINDOW},
@@ -47,6 +47,11 @@ WINDOWED: dict[str, dict[str, Any]] = {
     "gpt_neo": {"window_size": WINDOW},
 }
 """Options that have a layer look at the last tokens only."""
+
+ALIKE = {"gptj": "codegen", "gpt_neox": "gpt_neox-parallel", "olmo": "llama", "t5-gated": "t5", "mbart": "bart"}
+"""Those traced like another that is tested."""
+
+WRITERS = [name for name in here() if ZOO[name].writes and name not in {*MIXTURES, *WINDOWED, *ALIKE, "whisper"}]
 
 Feeds = dict[str, NDArray[np.int64]]
 
@@ -137,13 +142,14 @@ def rewriter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", WRITERS)
-def test_a_pruned_model_writes_what_it_writes_in_pytorch(name: str, tmp_path: Path) -> None:
-    model = eager(pruned(ZOO[name]))
+@pytest.mark.parametrize(
+    ("name", "widths"), [*((name, (21, 8, 13)) for name in WRITERS), ("llama", (0, 8, 5)), ("bart", (4, 0, 0))]
+)
+def test_a_pruned_model_writes_what_it_writes_in_pytorch(name: str, widths: tuple[int, ...], tmp_path: Path) -> None:
+    model = pruned(ZOO[name], widths)
     artifact = export(model, tmp_path)
-    writer = writer_of(tmp_path)
-    for feeds in (tried(model)[1], texts(6, side="right")):
-        np.testing.assert_array_equal(generate_greedy(writer, feeds, 6), generated(model, feeds, 6))
+    writer, feeds = writer_of(tmp_path), tried(model)[1]
+    np.testing.assert_array_equal(generate_greedy(writer, feeds, 6), generated(model, feeds, 6))
     assert 0 < artifact.max_abs_diff <= artifact.tolerance
     assert artifact.bytes == sum(file.stat().st_size for file in tmp_path.glob("*.onnx"))
 
@@ -157,6 +163,15 @@ def test_a_decoder_has_the_layout_that_optimum_reads(decoder: Path) -> None:
     assert names(found.output) == ["logits", *(f"present.{part}" for part in parts)]
     shape = [axis.dim_param or axis.dim_value for axis in found.input[3].type.tensor_type.shape.dim]
     assert shape == ["batch", 1, "past_sequence", 8]
+
+
+def test_a_graph_of_a_pruned_checkpoint_needs_no_plug_in(tmp_path: Path) -> None:
+    save_pruned(pruned(ZOO["llama"]), None, tmp_path / "model", dtype=torch.float32)
+    model = LlamaForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    assert model.config.quantization_config is not None
+    export(model, tmp_path / "onnx")
+    assert "quantization_config" not in json.loads((tmp_path / "onnx" / "config.json").read_text())
+    assert model.config.quantization_config is not None
 
 
 def test_an_encoder_decoder_has_the_layout_that_optimum_reads(rewriter: Path) -> None:
@@ -183,7 +198,7 @@ def test_a_layer_sees_no_further_than_its_window(name: str, tmp_path: Path) -> N
     real = feeds["attention_mask"].astype(bool)
     np.testing.assert_allclose(writer.logits(feeds)[real], told(model, feeds), atol=1e-4)
     assert np.abs(told(eager(wide(specimen)), feeds) - told(model, feeds)).max() > 1e-2  # the window is felt
-    np.testing.assert_array_equal(generate_greedy(writer, feeds, 2 * WINDOW), generated(model, feeds, 2 * WINDOW))
+    np.testing.assert_array_equal(generate_greedy(writer, feeds, 3), generated(model, feeds, 3))
 
 
 def wide(specimen: Specimen) -> PreTrainedModel:
@@ -368,6 +383,13 @@ def test_a_text_to_be_continued_ends_where_it_is_continued(decoder: Path) -> Non
         generate_greedy(writer_of(decoder), texts(3, 5, side="right"), 2)
 
 
+def test_padding_is_moved_before_the_text() -> None:
+    ids, mask = [[8, 3, 5, PAD], [PAD, 9, 4, 9], [7, PAD, PAD, PAD]], [[1, 1, 1, 0], [0, 1, 1, 1], [1, 0, 0, 0]]
+    moved = left_padded({"input_ids": np.array(ids), "attention_mask": np.array(mask)})
+    assert moved["input_ids"].tolist() == [[PAD, 8, 3, 5], [PAD, 9, 4, 9], [PAD, PAD, PAD, 7]]
+    assert moved["attention_mask"].tolist() == [[0, 1, 1, 1], [0, 1, 1, 1], [0, 0, 0, 1]]
+
+
 def test_a_directory_without_files_is_told(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be read"):
         writer_of(tmp_path)
@@ -389,3 +411,14 @@ def test_writing_needs_no_pytorch(decoder: Path) -> None:
     ids = np.array([[5, 6, 7]])
     expected = generated(tiny_llama(layers=2), {"input_ids": ids, "attention_mask": np.ones_like(ids)}, 3)
     assert done.stdout.split("\n")[0] == f"{expected.tolist()} False False", done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("make", [tiny_llama, tiny_bart])
+def test_the_same_is_written_on_cuda(make: Any, tmp_path: Path) -> None:
+    model = make(layers=2)
+    export(model, tmp_path)
+    there, here = (open_writer(tmp_path, threads=1, provider=provider) for provider in ("cuda", "cpu"))
+    for feeds in tried(model):
+        np.testing.assert_array_equal(generate_greedy(there, feeds, 6), generate_greedy(here, feeds, 6))

@@ -42,8 +42,12 @@ def saved(name: str, directory: Path) -> PreTrainedModel:
 
 
 def logits(model: Any, name: str) -> np.ndarray:
+    """Of every real token; optimum gives a decoder no mask of its own, so that padding that is written is read."""
+    given = ZOO[name].inputs()
     with torch.no_grad():
-        return model(**ZOO[name].inputs()).logits.numpy()
+        found = model(**given).logits.numpy()
+    real = given["decoder_attention_mask" if name == "bart" else "attention_mask"].numpy() == 1
+    return found if name == "bert" else found[real]
 
 
 def left(name: str) -> dict[str, torch.Tensor]:

@@ -15,8 +15,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from skillprune.export.generation.caches import Pair, flat, growing_pair, pairs
 from skillprune.export.generation.tracing import Axes, trace
-
-ENCODER, FIRST, NEXT = "encoder_model.onnx", "decoder_model.onnx", "decoder_with_past_model.onnx"
+from skillprune.generation import ENCODER, FIRST, NEXT
 
 _BATCH, _READ, _WRITTEN = 2, 5, 3
 """Sizes of what is traced; none of them may be one, which a tracer takes for a constant."""

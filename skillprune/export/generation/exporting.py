@@ -129,8 +129,9 @@ def _replace(fresh: Path, directory: Path) -> list[Path]:
 def _save_configs(model: PreTrainedModel, directory: Path) -> None:
     """Both configs, without the widths of a pruned model: a graph has them, and whoever reads it needs no plug-in."""
     config = deepcopy(model.config)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
+    for name in ("quantization_config", "_pre_quantization_dtype"):  # 4.57 writes the latter if the former is missing
+        if hasattr(config, name):
+            delattr(config, name)
     config.save_pretrained(directory)
     model.generation_config.save_pretrained(directory)
 

@@ -1,15 +1,14 @@
-"""Writes text with ONNX files: one graph that continues a text, or an encoder with two steps of a decoder.
+"""Writers: one graph that continues a text, or an encoder with two steps of a decoder.
 
-Needs no PyTorch. How sessions are opened is the caller's choice; how fast they are is left to benchmark.
+How sessions are opened is the caller's choice; which token is written is left to `greedy`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import onnxruntime
@@ -17,8 +16,9 @@ from numpy.typing import NDArray
 from onnxruntime import OrtValue
 
 from skillprune.errors import CheckpointError, DataError
+from skillprune.generation.running import Tokens, run
+from skillprune.generation.signs import Signs, read_signs
 
-Tokens = NDArray[np.int64]
 Logits = NDArray[np.float32]
 Feeds = Mapping[str, Tokens]
 OpenSession = Callable[[Path], onnxruntime.InferenceSession]
@@ -27,25 +27,6 @@ DECODER = "model.onnx"
 ENCODER, FIRST, NEXT = "encoder_model.onnx", "decoder_model.onnx", "decoder_with_past_model.onnx"
 
 _NUMBERS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-
-
-@dataclass(frozen=True)
-class Signs:
-    """Tokens that are no words.
-
-    Attributes:
-        start: what a decoder is given before anything is written; None if it continues a text.
-        ends: after any of these a text is over.
-        pad: stands behind texts that are over.
-        first: written first, whatever the model says.
-        last: written last where a text is cut off, whatever the model says.
-    """
-
-    start: int | None = None
-    ends: tuple[int, ...] = ()
-    pad: int = 0
-    first: int | None = None
-    last: int | None = None
 
 
 @dataclass(frozen=True)
@@ -182,80 +163,6 @@ def load_writer(directory: Path, open_session: OpenSession) -> Writer:
     if not (directory / DECODER).is_file():
         raise CheckpointError(f"{directory} holds neither {DECODER} nor {ENCODER}: export a model that writes first")
     return DecoderWriter(open_session(directory / DECODER), signs)
-
-
-def generate_greedy(writer: Writer, feeds: Feeds, max_new_tokens: int) -> Tokens:
-    """The likeliest token, again and again, until every text is over.
-
-    Of what a generation config may ask for, the tokens that start, end and pad texts and those that are forced at
-    their ends are heeded; nothing that weighs tokens is.
-
-    Args:
-        writer: an open writer.
-        feeds: texts as the writer reads them.
-        max_new_tokens: most tokens that are written.
-
-    Returns:
-        ``(batch, written)``, padding after a text's end; written is at most ``max_new_tokens``.
-    """
-    signs, texts = writer.signs, []
-    said, state = writer.read(feeds)
-    going = np.ones(len(said), dtype=bool)
-    for place in range(max_new_tokens):
-        tokens = said.argmax(axis=1)
-        forced = signs.first if place == 0 else signs.last if place == max_new_tokens - 1 else None
-        tokens = np.where(going, tokens if forced is None else forced, signs.pad)
-        texts.append(tokens)
-        going = going & ~np.isin(tokens, signs.ends)
-        if not going.any() or place == max_new_tokens - 1:
-            break
-        said, state = writer.step(tokens, state)
-    return np.stack(texts, axis=1)
-
-
-def read_signs(directory: Path) -> Signs:
-    """What ``generation_config.json`` says of the tokens that are no words.
-
-    Raises:
-        CheckpointError: there is none, or it is not JSON.
-    """
-    try:
-        config: dict[str, Any] = json.loads((directory / "generation_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{directory / 'generation_config.json'} cannot be read: {error}") from error
-    ends = config.get("eos_token_id")
-    ends = () if ends is None else tuple(ends) if isinstance(ends, list) else (ends,)
-    pad = config.get("pad_token_id")
-    return Signs(
-        start=config.get("decoder_start_token_id"),
-        ends=ends,
-        pad=pad if pad is not None else ends[0] if ends else 0,
-        first=config.get("forced_bos_token_id"),
-        last=config.get("forced_eos_token_id"),
-    )
-
-
-def run(
-    session: onnxruntime.InferenceSession, feeds: Mapping[str, Tokens | OrtValue], wanted: set[str] | None
-) -> dict[str, OrtValue]:
-    """Runs a graph once; what it gives stays on the device that computes, but for the logits.
-
-    Args:
-        session: an open session.
-        feeds: by name; those that the graph does not have are left out.
-        wanted: names of the outputs to compute, all when None.
-    """
-    device = "cuda" if session.get_providers()[0] == "CUDAExecutionProvider" else "cpu"
-    binding = session.io_binding()
-    for name in (given.name for given in session.get_inputs()):
-        value = feeds[name]
-        held = value if isinstance(value, OrtValue) else OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value))
-        binding.bind_ortvalue_input(name, held)
-    names = [given.name for given in session.get_outputs() if wanted is None or given.name in wanted]
-    for name in names:
-        binding.bind_output(name, "cpu" if name == "logits" else device)
-    session.run_with_iobinding(binding)
-    return dict(zip(names, binding.get_outputs(), strict=True))
 
 
 def _as_past(present: Mapping[str, OrtValue]) -> dict[str, OrtValue]:
