@@ -156,7 +156,7 @@ def test_json_is_one_object_on_stdout_and_progress_is_on_stderr(everything_kept:
     report = json.loads(said.out)
     assert report == read_json(output / "report.json")
     assert said.code == (0 if report["verdict"]["ok"] else 1)
-    for work in ("scoring (calibration)", "export", "measuring 2 x 16", "test (onnx)"):
+    for work in ("scoring (calibration)", "export", "measuring 2 x 16", "test (onnx fp32)"):
         assert any(line.startswith(work) for line in said.err.splitlines()), said.err
     assert "error" not in said.err
 

@@ -72,7 +72,7 @@ def resumed(done: Finished) -> Iterator[Path]:
         ("measuring 1 x 8", 4),
         ("measuring 2 x 16", 10),
         ("test (dense)", 0),
-        ("test (onnx)", 1),
+        ("test (onnx fp32)", 1),
     ]
     for point in points:
         with pytest.raises(KeyboardInterrupt):
