@@ -1,0 +1,216 @@
+"""How much faster pruned models are on a GPU: float16 files in ONNX Runtime, and PyTorch beside them.
+
+Three models are timed in the same interleaved rounds: dense, with a quarter of the neurons, and without any FFN neuron.
+`ffn_share` says what is made of the three times.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from time import perf_counter_ns
+from typing import Any
+
+import numpy as np
+import torch
+from ffn_share import keep_first_neurons_, share, without_ffn
+from gpu_models import KEEP, SEED, Bench, Parts, Sizes, arrays, bert, llama, release
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import LlamaForSequenceClassification, PreTrainedModel
+
+from skillprune.benchmark import Ratio, Subject, check_provider, measure_latency, paired_speedup
+from skillprune.benchmark.timing import Clocked, measure_controlled
+from skillprune.export import export_onnx, size_of, to_float16
+from skillprune.pipeline.inputs import PARITY_SHAPES
+from skillprune.progress import silent
+
+DENSE, PRUNED, LIMIT = "dense", f"keep {KEEP:g}", "without FFN"
+LEAST_SPEEDUP, LEAST_SHARE = 1.6, 0.85
+"""The goal at one shape: how much faster than the dense float16 file, and how much of what was possible."""
+
+THREADS = len(os.sched_getaffinity(0))
+Milliseconds = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Trio:
+    """The three models that are compared, made anew whenever they are asked for.
+
+    Attributes:
+        make: makes the dense one, in float32 on the CPU.
+        vocabulary: tokens that it knows.
+        folder: where files go.
+    """
+
+    make: Callable[[], PreTrainedModel]
+    vocabulary: int
+    folder: Path
+
+    @cached_property
+    def removed(self) -> float:
+        """The share of FFN multiply-accumulates that pruning takes away."""
+        return keep_first_neurons_(self.make(), KEEP)
+
+    @cached_property
+    def halves(self) -> dict[str, PreTrainedModel]:
+        """All three in float16 on the CPU, with PyTorch's fused attention."""
+        found = {name: self._model(name).half() for name in (DENSE, PRUNED, LIMIT)}
+        for model in found.values():
+            model.set_attn_implementation("sdpa")
+        return found
+
+    @cached_property
+    def files(self) -> dict[str, Path]:
+        """All three in float16, each made of a float32 file that was compared with PyTorch."""
+        found = {}
+        for name in (DENSE, PRUNED, LIMIT):
+            place = self.folder / name.replace(" ", "-")
+            parity = [arrays(self.vocabulary, *shape, padded=True) for shape in PARITY_SHAPES]
+            whole = export_onnx(self._model(name), parity, place / "fp32" / "model.onnx").path
+            found[name] = to_float16(whole, place / "fp16" / "model.onnx").path
+            shutil.rmtree(whole.parent)
+        return found
+
+    def _model(self, name: str) -> PreTrainedModel:
+        model = self.make()
+        if name == PRUNED:
+            keep_first_neurons_(model, KEEP)
+        return without_ffn(model) if name == LIMIT else model
+
+
+def encoder(name: str, sizes: Sizes, bench: Bench) -> Parts:
+    """A BERT at every shape, in both runtimes."""
+    trio = Trio(partial(bert, sizes), sizes["vocab_size"], bench.folder / name)
+    shapes = bench.scale.shapes
+    return {f"{name}, ONNX Runtime, {b} x {s}": partial(judged, trio, (b, s), bench) for b, s in shapes} | {
+        f"{name}, PyTorch, {b} x {s}": partial(in_pytorch, trio, (b, s), bench) for b, s in shapes
+    }
+
+
+def prefill(name: str, sizes: Sizes, bench: Bench) -> Parts:
+    """A Llama that reads prompts, in both runtimes."""
+    trio = Trio(partial(llama, LlamaForSequenceClassification, sizes), sizes["vocab_size"], bench.folder / name)
+    batch, sequence = shape = bench.scale.prefill
+    return {
+        f"{name}, prefill, ONNX Runtime, {batch} x {sequence}": partial(in_onnx_runtime, trio, shape, bench),
+        f"{name}, prefill, PyTorch, {batch} x {sequence}": partial(in_pytorch, trio, shape, bench),
+    }
+
+
+def judged(trio: Trio, shape: tuple[int, int], bench: Bench) -> dict[str, Any]:
+    """Float16 files at one shape, with the goal where there is one."""
+    found = in_onnx_runtime(trio, shape, bench)
+    if shape != bench.scale.goal_shape:
+        return found
+    met = found["speedup"]["value"] >= LEAST_SPEEDUP and found["share"] >= LEAST_SHARE
+    return {**found, "goal": {"speedup_at_least": LEAST_SPEEDUP, "share_at_least": LEAST_SHARE, "met": met}}
+
+
+def in_onnx_runtime(trio: Trio, shape: tuple[int, int], bench: Bench) -> dict[str, Any]:
+    """Float16 files at one shape.
+
+    Raises:
+        ProviderUnavailable: ONNX Runtime does not run on the device.
+    """
+    check_provider(bench.device)  # before minutes go into files that nothing can run
+    found = measure_latency(
+        [Subject(name, "fp16", path) for name, path in trio.files.items()],
+        [shape],
+        lambda batch, sequence: arrays(trio.vocabulary, batch, sequence),
+        threads=THREADS,
+        provider=bench.device,
+        rounds=bench.rounds,
+        seed=SEED,
+    )
+    (control,) = found.controls
+    times = {each.subject: np.array(each.round_ms).reshape(control.openings, -1) for each in found.measurements}
+    row = _row(times, shape, trio.removed, control.ratio)
+    return {
+        "runtime": "ONNX Runtime, float16 files",
+        "provider": found.measurements[0].provider,
+        **row,
+        "fp16_bytes": {name: size_of(path) for name, path in trio.files.items()},
+    }
+
+
+def in_pytorch(trio: Trio, shape: tuple[int, int], bench: Bench) -> dict[str, Any]:
+    """PyTorch's own float16 models at one shape: what stands in where ONNX Runtime has no GPU."""
+    models, given = trio.halves, arrays(trio.vocabulary, *shape)
+    inputs = {name: torch.from_numpy(array).to(bench.device) for name, array in given.items()}
+    release()
+
+    def opener(model: PreTrainedModel) -> Callable[[], Clocked]:
+        return lambda: CLOCKS[bench.device](deepcopy(model).to(bench.device), inputs)
+
+    controlled = measure_controlled(
+        [opener(model) for model in (*models.values(), models[DENSE])],
+        rounds=bench.rounds,
+        comparisons=1,
+        seed=(SEED, *shape),
+        what=f"PyTorch {shape}",
+        progress=silent,
+    )
+    times = {name: controlled.samples.ms[..., column] for column, name in enumerate(models)}
+    row = _row(times, shape, trio.removed, controlled.ratio)
+    return {
+        "runtime": "PyTorch, float16, in place of ONNX Runtime",
+        "provider": bench.device,
+        **row,
+    }
+
+
+def _by_events(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Clocked:
+    """Times on the GPU itself."""
+
+    def run(repeats: int) -> int:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        with torch.inference_mode():
+            begin.record()
+            for _ in range(repeats):
+                model(**inputs)
+            end.record()
+        torch.cuda.synchronize()
+        return int(begin.elapsed_time(end) * 1e6)
+
+    return run
+
+
+def _by_wall(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Clocked:
+    def run(repeats: int) -> int:
+        started = perf_counter_ns()
+        with torch.inference_mode():
+            for _ in range(repeats):
+                model(**inputs)
+        return perf_counter_ns() - started
+
+    return run
+
+
+CLOCKS: Mapping[str, Callable[[PreTrainedModel, Mapping[str, Tensor]], Clocked]] = {
+    "cuda": _by_events,
+    "cpu": _by_wall,
+}
+
+
+def _row(
+    times: Mapping[str, Milliseconds],
+    shape: tuple[int, int],
+    removed: float,
+    control: Ratio,
+) -> dict[str, Any]:
+    """Times ``(openings, rounds)`` of all three, and what follows."""
+    keyed = {(name, *shape): ms for name, ms in times.items()}
+    found = share(keyed, PRUNED, shape, removed, np.random.default_rng(SEED))
+    faster = paired_speedup(times[DENSE], times[PRUNED], seed=(SEED, *shape))
+    return {
+        **found,
+        "speedup": asdict(faster),
+        "control": {**asdict(control), "ok": control.low <= 1 <= control.high},
+        "openings": len(times[DENSE]),
+    }
