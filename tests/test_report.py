@@ -364,7 +364,7 @@ def test_repair_files_controls_and_stages_are_listed() -> None:
     repaired = find_table(text, "sliced only", "repaired")
     assert repaired == [["encoder", "0", "0.610", "0.240"], ["encoder", "1", "0.596", "0.0303"]]
     assert find_table(text, "exporter") == [
-        ["onnx/fp32/model.onnx", "fp32", "69.6 MB", "90.9 MB", "torchscript, opset 17", "2.1e-06", "1.0e-04"]
+        ["onnx/fp32/model.onnx", "69.6 MB", "90.9 MB", "torchscript, opset 17", "2.1e-06", "1.0e-04", "-"]
     ]
     assert find_table(text, "ratio")[0] == ["1 x 32", "1.00x", "0.99x to 1.01x", "0", "yes"]
     assert find_table(text, "stage") == [

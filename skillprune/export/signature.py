@@ -40,7 +40,7 @@ class Signature:
 
 
 def signature_of(model: PreTrainedModel, inputs: Sequence[Arrays]) -> Signature:
-    """Runs the model on the first two inputs; an axis of an output that differs between them may change.
+    """Runs the model on the first and the last inputs; an axis of an output that differs between them may change.
 
     Text is ``(batch, sequence)``, of multiple choice ``(batch, choices, sequence)``; of images and features the batch
     alone may change. Outputs are all tensors that the model returns, but for loss, caches and what it hands out of its
@@ -48,11 +48,11 @@ def signature_of(model: PreTrainedModel, inputs: Sequence[Arrays]) -> Signature:
 
     Args:
         model: in evaluation mode.
-        inputs: at least two, of different sizes.
+        inputs: of different sizes.
     """
     taken = {name: _input_axes(array) for name, array in inputs[0].items()}
-    first, second = (results(model, each) for each in inputs[:2])
-    lengths = _sizes(inputs[0], taken), _sizes(inputs[1], taken)
+    first, second = (results(model, each) for each in (inputs[0], inputs[-1]))
+    lengths = _sizes(inputs[0], taken), _sizes(inputs[-1], taken)
     given = {name: _output_axes(name, tensor, second[name], lengths) for name, tensor in first.items()}
     return Signature(taken, given, _settings_of(model))
 

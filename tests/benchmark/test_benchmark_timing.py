@@ -102,8 +102,8 @@ def test_what_one_opening_opened_is_closed_before_the_next() -> None:
             alive.add(self)
             assert len(alive) <= 2
 
-        def __call__(self) -> None:
-            clock.now += 5 * MS
+        def __call__(self, repeats: int) -> int:
+            return 5 * MS * repeats
 
     timed([Opened, Opened], 3, 2, clock)
     assert not alive
@@ -124,14 +124,14 @@ def test_no_garbage_is_collected_in_a_round(was_on: bool) -> None:
     clock, seen = Clock(), []
     step = clock.run("a", repeat(5 * MS))
 
-    def run() -> None:
-        step()
+    def run(repeats: int) -> int:
         seen.append(gc.isenabled())
+        return step(repeats)
 
-    def fail() -> None:
-        run()
+    def fail(repeats: int) -> int:
         if len(seen) > 100 and not gc.isenabled():
             raise KeyboardInterrupt
+        return run(repeats)
 
     try:
         gc.enable() if was_on else gc.disable()
