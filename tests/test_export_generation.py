@@ -289,7 +289,7 @@ def test_matrices_used_both_ways_round_are_stored_once(tmp_path: Path) -> None:
 def test_weights_too_large_for_one_file_stand_beside_it(tmp_path: Path) -> None:
     model = tiny_llama(layers=1, hidden=64, width=256)
     whole = export(model, tmp_path / "whole")
-    parted = export(model, tmp_path / "parted", largest=1000)
+    parted = export(model, tmp_path / "parted", split_above=1000)
     files = [tmp_path / "parted" / name for name in ("model.onnx", "model.onnx.data")]
     assert parted.bytes == sum(file.stat().st_size for file in files)
     assert files[1].stat().st_size > 0.5 * whole.bytes

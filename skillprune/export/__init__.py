@@ -2,7 +2,7 @@
 
 from skillprune.export.artifact import OnnxArtifact
 from skillprune.export.backends import BACKENDS, find_backend, is_usable
-from skillprune.export.calibration import Feed, Ranges, calibrate
+from skillprune.export.calibration import Ranges, calibrate
 from skillprune.export.candidates import Candidates, Refused, export_candidates
 from skillprune.export.files import size_of
 from skillprune.export.float16 import to_float16
@@ -18,7 +18,6 @@ __all__ = [
     "FUSIONS",
     "Arrays",
     "Candidates",
-    "Feed",
     "OnnxArtifact",
     "Quantise",
     "Quantised",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -14,11 +13,9 @@ from onnx import helper
 
 from skillprune.errors import DataError
 from skillprune.export.products import products_of, read_float_graph
+from skillprune.export.signature import Arrays
 from skillprune.export.staging import is_external, open_model
 from skillprune.progress import Progress, silent
-
-Feed = Mapping[str, NDArray[Any]]
-"""The inputs of one run by name."""
 
 ALONG_THE_TEXT = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 """Inputs ``(batch, sequence)`` that are shortened together."""
@@ -31,7 +28,7 @@ class Ranges:
     bounds: Mapping[str, tuple[float, float]]
 
 
-def calibrate(source: Path, feeds: Iterable[Feed], *, progress: Progress = silent) -> Ranges:
+def calibrate(source: Path, feeds: Iterable[Arrays], *, progress: Progress = silent) -> Ranges:
     """The exact ranges over all of ``feeds``; memory is that of one run, however many there are.
 
     Padding at the end of texts is not run, if the graph leaves the batch and the sequence of its mask open: rows are
@@ -65,7 +62,7 @@ def calibrate(source: Path, feeds: Iterable[Feed], *, progress: Progress = silen
     return Ranges(bounds)
 
 
-def _run(session: onnxruntime.InferenceSession, names: list[str], feed: Feed) -> dict[str, NDArray[np.float32]]:
+def _run(session: onnxruntime.InferenceSession, names: list[str], feed: Arrays) -> dict[str, NDArray[np.float32]]:
     return dict(zip(names, session.run(names, dict(feed)), strict=True)) if names else {}
 
 
@@ -79,7 +76,7 @@ def _widen(bounds: dict[str, tuple[float, float]], values: Mapping[str, NDArray[
             bounds[name] = min(before[0], low), max(before[1], high)
 
 
-def _without_padding(feed: Feed, shape: list[str | int | None]) -> Iterator[Feed]:
+def _without_padding(feed: Arrays, shape: list[str | int | None]) -> Iterator[Arrays]:
     """The rows of a feed in groups of one length each, cut to it; the feed itself where that cannot be done."""
     mask = feed.get("attention_mask")
     if mask is None or mask.ndim != 2 or any(isinstance(size, int) for size in shape):

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from skillprune.errors import ParityError, VerificationFailed
 from skillprune.export.signature import Arrays, results
+from skillprune.export.staging import open_checked
 
 Outputs = Mapping[str, NDArray[Any]]
 Run = Callable[[Arrays], Outputs]
@@ -66,11 +65,7 @@ def onnx_run(path: Path) -> Run:
     Raises:
         VerificationFailed: ONNX Runtime cannot load the file; from the call: or run it at a shape.
     """
-    try:
-        onnx.checker.check_model(str(path))
-        session = onnxruntime.InferenceSession(str(path), _silent(), providers=["CPUExecutionProvider"])
-    except Exception as broken:  # both libraries raise their own unrelated types
-        raise VerificationFailed(f"{path} is not a graph ONNX Runtime can run: {broken}") from broken
+    session = open_checked(path)
     taken = [given.name for given in session.get_inputs()]
     names = [given.name for given in session.get_outputs()]
 
@@ -79,7 +74,7 @@ def onnx_run(path: Path) -> Run:
             raise VerificationFailed(f"{path.name} also takes {', '.join(missing)}, of which no example was given")
         try:
             found = session.run(names, {name: arrays[name] for name in taken})
-        except Exception as refused:  # as above
+        except Exception as refused:  # ONNX Runtime raises its own unrelated types
             shapes = {name: arrays[name].shape for name in taken}
             raise VerificationFailed(
                 f"{path.name} does not run at {shapes}; the exporter may have fixed an axis: {refused}"
@@ -104,9 +99,3 @@ def _differences(expected: Outputs, found: Outputs) -> Iterator[tuple[str, float
         difference = np.where(same, 0.0, np.abs(np.where(same, 0.0, found[name]) - np.where(same, 0.0, wanted)))
         finite = np.abs(wanted[np.isfinite(wanted)])
         yield name, float(difference.max(initial=0.0)), float(finite.max(initial=0.0))
-
-
-def _silent() -> onnxruntime.SessionOptions:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return options

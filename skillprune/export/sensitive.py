@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto
 
 from skillprune.errors import DataError, PlanMismatch
-from skillprune.export.calibration import Feed
 from skillprune.export.products import (
     Product,
     drop_unused,
@@ -23,6 +22,7 @@ from skillprune.export.products import (
     weights_of,
 )
 from skillprune.export.quantisation import LARGEST, Quantised, quantise_weights
+from skillprune.export.signature import Arrays
 from skillprune.export.staging import is_external, open_model, open_session, staged
 from skillprune.progress import Progress, silent, track
 
@@ -35,7 +35,7 @@ class Quantise(Protocol):
     def __call__(self, source: Path, target: Path, *, keep: Collection[str]) -> Quantised: ...
 
 
-def output_error(reference: Path, candidate: Path, feeds: Iterable[Feed]) -> float:
+def output_error(reference: Path, candidate: Path, feeds: Iterable[Arrays]) -> float:
     """The squared difference of all outputs over ``feeds``, relative to the squared outputs of ``reference``.
 
     Infinite where the candidate's outputs are not finite. Outputs at padding count: for models that answer at every
@@ -50,7 +50,7 @@ def output_error(reference: Path, candidate: Path, feeds: Iterable[Feed]) -> flo
 
 
 def sensitivity(
-    source: Path, int8_file: Path, feeds: Iterable[Feed], *, tries: int = 48, progress: Progress = silent
+    source: Path, int8_file: Path, feeds: Iterable[Arrays], *, tries: int = 48, progress: Progress = silent
 ) -> tuple[str, ...]:
     """The quantised products, most hurtful first: those whose return to float32 brings the outputs closest to it.
 
@@ -122,14 +122,14 @@ def _empty(folder: Path) -> None:
         written.unlink()
 
 
-def _some(feeds: Iterable[Feed]) -> tuple[Feed, ...]:
+def _some(feeds: Iterable[Arrays]) -> tuple[Arrays, ...]:
     given = tuple(feeds)
     if not given:
         raise DataError("there is nothing to run: give at least one example")
     return given
 
 
-def _outputs(session: onnxruntime.InferenceSession, feeds: Iterable[Feed]) -> Outputs:
+def _outputs(session: onnxruntime.InferenceSession, feeds: Iterable[Arrays]) -> Outputs:
     return [array for feed in feeds for array in session.run(None, dict(feed))]
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-Axes = dict[int, str]
+Axes = Mapping[int, str]
 Arrays = Mapping[str, NDArray[Any]]
 
 _NO_RESULT = ("loss", "past_key_values", "hidden_states", "attentions", "encoder_hidden_states")
@@ -107,7 +107,7 @@ def _sizes(inputs: Arrays, axes: Mapping[str, Axes]) -> dict[str, int]:
 
 
 def _output_axes(name: str, first: Tensor, second: Tensor, sizes: tuple[dict[str, int], dict[str, int]]) -> Axes:
-    axes: Axes = {0: "batch"}
+    axes = {0: "batch"}
     for axis in range(1, first.ndim):
         pair = first.shape[axis], second.shape[axis]
         if pair[0] != pair[1]:

@@ -15,6 +15,8 @@ from onnx import ModelProto, TensorProto
 from skillprune.errors import ResourceFailure, VerificationFailed
 from skillprune.export.files import data_of
 
+ERRORS_ONLY = 3  # ONNX Runtime's severities run from 0 (verbose) to 4 (fatal)
+
 
 @contextmanager
 def staged(target: Path) -> Iterator[Path]:
@@ -51,15 +53,31 @@ def write_model(model: ModelProto, path: Path, *, external: bool) -> None:
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:
-    """A session on the CPU.
+    """A session on the CPU that says nothing but errors, and does not spin while another one works.
 
     Raises:
         VerificationFailed: ONNX Runtime cannot load the file.
     """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
-        return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as broken:  # ONNX Runtime raises its own unrelated types
         raise VerificationFailed(f"{path} is not a graph ONNX Runtime can run: {broken}") from broken
+
+
+def open_checked(path: Path) -> onnxruntime.InferenceSession:
+    """A session of a file that is also an ONNX graph by the standard.
+
+    Raises:
+        VerificationFailed: it is none, or ONNX Runtime cannot load it.
+    """
+    try:
+        onnx.checker.check_model(str(path))
+    except Exception as broken:  # onnx raises its own unrelated types
+        raise VerificationFailed(f"{path} is not a graph ONNX Runtime can run: {broken}") from broken
+    return open_session(path)
 
 
 def open_model(model: ModelProto, *, external: bool) -> onnxruntime.InferenceSession:

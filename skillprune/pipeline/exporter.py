@@ -84,13 +84,9 @@ class Exporter:
         with TemporaryDirectory(dir=self.directory, prefix=".candidates.") as folder:
             dense, dense_tried, _ = self._fastest(DENSE, float32_model(self.recipe, "eager"), inputs, Path(folder))
             pruned, pruned_tried, plain = self._fastest(PRUNED, final("eager"), inputs, Path(folder))
-            fp32 = Variant(_placed(pruned, fp32_path))
-            if others:
-                maker = VariantMaker(self.recipe, plain, self.calibration, self.validation, inputs, self.progress)
-                made = [maker.make(path.parent.name, path) for path in others]
-                fp32 = replace(fp32, validation=maker.fp32)
-            else:
-                made = []
+            maker = VariantMaker(self.recipe, plain, self.calibration, self.validation, inputs, self.progress)
+            made = [maker.make(path.parent.name, path) for path in others]
+            fp32 = Variant(_placed(pruned, fp32_path), maker.fp32 if made else None)
             return Exports(_placed(dense, dense_path), (fp32, *made), (*dense_tried, *pruned_tried))
 
     def here(self, found: Exports) -> Exports:

@@ -63,10 +63,6 @@ class Exports:
     variants: tuple[Variant, ...]
     tried: tuple[Tried, ...] = ()
 
-    def variant(self, name: str) -> Variant:
-        """The one of that name."""
-        return next(each for each in self.variants if each.name == name)
-
     def __str__(self) -> str:
         refused = [f"  {each.name} is refused: {each.refused}" for each in self.variants if each.refused]
         return "\n".join(map(str, [self.dense, *(each.artifact for each in self.variants), *refused]))

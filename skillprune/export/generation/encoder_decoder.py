@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from skillprune.export.generation.caches import Pair, flat, growing_pair, pairs
-from skillprune.export.generation.tracing import Axes, trace
+from skillprune.export.generation.tracing import Moving, trace
 from skillprune.generation import ENCODER, FIRST, NEXT
 
 _BATCH, _READ, _WRITTEN = 2, 5, 3
@@ -95,7 +95,7 @@ def write_encoder_decoder(model: PreTrainedModel, directory: Path) -> None:
     present, past = [f"present.{name}" for name in names], [f"past_key_values.{name}" for name in names]
 
     text = {"input_ids": ids, "attention_mask": mask}
-    axes: Axes = {name: _TEXT for name in (*text, "last_hidden_state")}
+    axes: Moving = {name: _TEXT for name in (*text, "last_hidden_state")}
     trace(_Encoder(model).eval(), text, ["last_hidden_state"], axes, directory / ENCODER)
 
     start = {"encoder_attention_mask": mask, "input_ids": written, "encoder_hidden_states": hidden}

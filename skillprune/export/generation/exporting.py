@@ -14,11 +14,13 @@ from transformers import PreTrainedModel
 from skillprune.activations import evaluating
 from skillprune.errors import ResourceFailure, UnsupportedArchitecture
 from skillprune.export.artifact import OnnxArtifact
+from skillprune.export.files import SPLIT_ABOVE, data_of
 from skillprune.export.generation.decoder import write_decoder
 from skillprune.export.generation.encoder_decoder import write_encoder_decoder
-from skillprune.export.generation.parity import check_writer, opened
-from skillprune.export.generation.stored import LARGEST, store
+from skillprune.export.generation.parity import check_writer
+from skillprune.export.generation.stored import store
 from skillprune.export.generation.tracing import spelled_out, traceable
+from skillprune.export.staging import open_checked
 from skillprune.export.torchscript import OPSET
 from skillprune.families import Mixture, find_ffns
 from skillprune.generation import DECODER, Feeds, load_writer
@@ -28,7 +30,11 @@ _MOVING_ROTATIONS = ("dynamic", "longrope")
 
 
 def export_decoder(
-    model: PreTrainedModel, texts: Sequence[Feeds], directory: Path, *, variant: str = "fp32", largest: int = LARGEST
+    model: PreTrainedModel,
+    texts: Sequence[Feeds],
+    directory: Path,
+    *,
+    split_above: int = SPLIT_ABOVE,
 ) -> OnnxArtifact:
     """Writes ``model.onnx``, which reads a text and continues it, and compares it with PyTorch on ``texts``.
 
@@ -38,8 +44,7 @@ def export_decoder(
         model: a language model in float32.
         texts: ``input_ids`` and ``attention_mask`` ``(batch, sequence)``, padded on the left; of two shapes at least.
         directory: created where it is missing. Older files stay until the new ones have passed.
-        variant: numeric variant the artefact is called by.
-        largest: bytes of weights above which they are stored in ``model.onnx.data``.
+        split_above: bytes of weights above which they are stored in ``model.onnx.data``.
 
     Returns:
         The artefact, whose path is the directory.
@@ -51,11 +56,15 @@ def export_decoder(
         ResourceFailure: a file could not be written.
     """
     _refuse(model, encoder_decoder=False)
-    return _export(model, texts, directory, lambda traced: write_decoder(model, traced / DECODER), variant, largest)
+    return _export(model, texts, directory, lambda traced: write_decoder(model, traced / DECODER), split_above)
 
 
 def export_encoder_decoder(
-    model: PreTrainedModel, texts: Sequence[Feeds], directory: Path, *, variant: str = "fp32", largest: int = LARGEST
+    model: PreTrainedModel,
+    texts: Sequence[Feeds],
+    directory: Path,
+    *,
+    split_above: int = SPLIT_ABOVE,
 ) -> OnnxArtifact:
     """Writes an encoder and a decoder's first and later steps, and compares them with PyTorch on ``texts``.
 
@@ -66,8 +75,7 @@ def export_encoder_decoder(
         model: an encoder-decoder of texts in float32.
         texts: ``input_ids`` and ``attention_mask`` ``(batch, encoder_sequence)`` of two shapes at least.
         directory: created where it is missing. Older files stay until the new ones have passed.
-        variant: numeric variant the artefact is called by.
-        largest: bytes of weights of one graph above which they are stored beside it.
+        split_above: bytes of weights of one graph above which they are stored beside it.
 
     Returns:
         The artefact, whose path is the directory.
@@ -79,7 +87,7 @@ def export_encoder_decoder(
         ResourceFailure: a file could not be written.
     """
     _refuse(model, encoder_decoder=True)
-    return _export(model, texts, directory, lambda traced: write_encoder_decoder(model, traced), variant, largest)
+    return _export(model, texts, directory, lambda traced: write_encoder_decoder(model, traced), split_above)
 
 
 def _export(
@@ -87,8 +95,7 @@ def _export(
     texts: Sequence[Feeds],
     directory: Path,
     write: Callable[[Path], None],
-    variant: str,
-    largest: int,
+    split_above: int,
 ) -> OnnxArtifact:
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
@@ -103,14 +110,14 @@ def _export(
             with traceable(model):
                 write(traced)
             for graph in sorted(traced.glob("*.onnx")):
-                store(graph, fresh / graph.name, largest=largest)
+                store(graph, fresh / graph.name, split_above=split_above)
             _save_configs(model, fresh)
-            difference, tolerance = check_writer(model, load_writer(fresh, opened), texts)
+            difference, tolerance = check_writer(model, load_writer(fresh, open_checked), texts)
             files = _replace(fresh, directory)
     except OSError as failed:
         raise ResourceFailure(f"{directory} could not be written: {failed}") from failed
     size = sum(file.stat().st_size for file in files if file.suffix != ".json")
-    return OnnxArtifact(variant, directory, size, "torchscript", OPSET, difference, tolerance)
+    return OnnxArtifact("fp32", directory, size, "torchscript", OPSET, difference, tolerance)
 
 
 def _replace(fresh: Path, directory: Path) -> list[Path]:
@@ -121,7 +128,7 @@ def _replace(fresh: Path, directory: Path) -> list[Path]:
     for file, place in zip(found, placed, strict=True):
         os.replace(file, place)
     graphs = [place for place in placed if place.suffix == ".onnx"]
-    for older in {graph.with_name(f"{graph.name}.data") for graph in graphs} - set(placed):
+    for older in set(map(data_of, graphs)) - set(placed):
         older.unlink(missing_ok=True)
     return placed
 

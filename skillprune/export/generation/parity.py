@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
-import onnx
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from skillprune.errors import ParityError, VerificationFailed
+from skillprune.errors import ParityError
 from skillprune.export.generation.decoder import takes_positions
 from skillprune.export.parity import TOLERANCE
 from skillprune.generation import Feeds, Writer
@@ -49,21 +46,6 @@ def check_writer(
                 raise ParityError(what, difference, tolerance)
             worst, allowed = max(worst, difference), max(allowed, tolerance)
     return worst, allowed
-
-
-def opened(path: Path) -> onnxruntime.InferenceSession:
-    """A session on the CPU.
-
-    Raises:
-        VerificationFailed: ONNX Runtime cannot load the file.
-    """
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # several sessions are open at once
-    try:
-        onnx.checker.check_model(str(path))
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as broken:  # both libraries raise their own unrelated types
-        raise VerificationFailed(f"{path} is not a graph ONNX Runtime can run: {broken}") from broken
 
 
 def _answers(

@@ -9,25 +9,20 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-LARGEST = 2**31 - 2**24
-"""Bytes of weights that one file of protobuf holds, with room for the nodes."""
+from skillprune.export.files import SPLIT_ABOVE, save
 
 
-def store(source: Path, target: Path, *, largest: int = LARGEST) -> None:
+def store(source: Path, target: Path, *, split_above: int = SPLIT_ABOVE) -> None:
     """Writes the graph of ``source`` to ``target``, and ``target`` + ``.data`` beside it if it is too large.
 
     Args:
         source: a traced graph.
         target: the file to write, in another directory.
-        largest: bytes of weights above which they are stored beside the graph.
+        split_above: bytes of weights above which they are stored beside the graph.
     """
     model = onnx.load(source)
     share_transposed_(model)
-    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) <= largest:
-        onnx.save_model(model, target)
-        return
-    beside = f"{target.name}.data"
-    onnx.save_model(model, target, save_as_external_data=True, location=beside, size_threshold=1024)
+    save(model, target, split_above=split_above)
 
 
 def share_transposed_(model: ModelProto) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +13,13 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from skillprune.errors import VerificationFailed
+from skillprune.export import torchscript
 from skillprune.export.constant import constant_where_empty
 from skillprune.export.generation.masks import traceable_masks
-from skillprune.export.torchscript import OPSET
+from skillprune.export.signature import Axes
 
-Axes = Mapping[str, Mapping[int, str]]
-"""Names of the axes that move, by input or output and index."""
+Moving = Mapping[str, Axes]
+"""The axes that move, by input or output."""
 
 
 class _Interleaved(TorchFunctionMode):
@@ -62,7 +62,7 @@ def traceable(model: PreTrainedModel) -> Iterator[None]:
         yield
 
 
-def trace(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], axes: Axes, path: Path) -> None:
+def trace(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], axes: Moving, path: Path) -> None:
     """Writes the graph of a module that takes and returns tensors by place.
 
     Args:
@@ -75,22 +75,8 @@ def trace(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str
     Raises:
         VerificationFailed: the exporter cannot write this module.
     """
-    # The exporter prints the whole graph when it fails; what a program says on its output must stay readable.
-    torch._C._jit_set_onnx_log_output_stream("stderr")
-    with warnings.catch_warnings(), torch.inference_mode():
-        # Shape checks that cannot be followed are announced; parity is measured afterwards at other shapes.
-        warnings.simplefilter("ignore")
-        try:
-            torch.onnx.export(
-                module,
-                tuple(inputs.values()),
-                str(path),
-                input_names=list(inputs),
-                output_names=list(outputs),
-                dynamic_axes={name: dict(moving) for name, moving in axes.items()},
-                opset_version=OPSET,
-                dynamo=False,
-            )
-        except (AssertionError, RuntimeError, TypeError, ValueError) as failed:
-            reason = str(failed).splitlines()[0] if str(failed) else type(failed).__name__
-            raise VerificationFailed(f"{path.name} cannot be traced from this model: {reason}") from failed
+    try:
+        torchscript.trace(module, inputs, outputs, axes, path)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as failed:
+        reason = str(failed).splitlines()[0] if str(failed) else type(failed).__name__
+        raise VerificationFailed(f"{path.name} cannot be traced from this model: {reason}") from failed
