@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -25,7 +26,7 @@ from torch import Tensor
 from transformers import LlamaForSequenceClassification, PreTrainedModel
 
 from skillprune.benchmark import Ratio, Subject, check_provider, measure_latency, paired_speedup
-from skillprune.benchmark.timing import Clocked, measure_controlled
+from skillprune.benchmark.timing import Prepare, Run, Shape, measure_controlled
 from skillprune.export import export_onnx, size_of, to_float16
 from skillprune.pipeline.inputs import PARITY_SHAPES
 from skillprune.progress import silent
@@ -145,15 +146,16 @@ def in_pytorch(trio: Trio, shape: tuple[int, int], bench: Bench) -> dict[str, An
     inputs = {name: torch.from_numpy(array).to(bench.device) for name, array in given.items()}
     release()
 
-    def opener(model: PreTrainedModel) -> Callable[[], Clocked]:
-        return lambda: CLOCKS[bench.device](deepcopy(model).to(bench.device), inputs)
+    @contextmanager
+    def opened(model: PreTrainedModel) -> Iterator[Prepare]:
+        run = CLOCKS[bench.device](deepcopy(model).to(bench.device), inputs)
+        yield lambda _: run
 
-    controlled = measure_controlled(
-        [opener(model) for model in (*models.values(), models[DENSE])],
+    (controlled,) = measure_controlled(
+        [partial(opened, model) for model in (*models.values(), models[DENSE])],
+        [Shape(f"PyTorch {shape}", (SEED, *shape))],
         rounds=bench.rounds,
-        comparisons=1,
-        seed=(SEED, *shape),
-        what=f"PyTorch {shape}",
+        seed=SEED,
         progress=silent,
     )
     times = {name: controlled.samples.ms[..., column] for column, name in enumerate(models)}
@@ -165,7 +167,7 @@ def in_pytorch(trio: Trio, shape: tuple[int, int], bench: Bench) -> dict[str, An
     }
 
 
-def _by_events(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Clocked:
+def _by_events(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Run:
     """Times on the GPU itself."""
 
     def run(repeats: int) -> int:
@@ -181,7 +183,7 @@ def _by_events(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Clocked:
     return run
 
 
-def _by_wall(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Clocked:
+def _by_wall(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Run:
     def run(repeats: int) -> int:
         started = perf_counter_ns()
         with torch.inference_mode():
@@ -192,7 +194,7 @@ def _by_wall(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Clocked:
     return run
 
 
-CLOCKS: Mapping[str, Callable[[PreTrainedModel, Mapping[str, Tensor]], Clocked]] = {
+CLOCKS: Mapping[str, Callable[[PreTrainedModel, Mapping[str, Tensor]], Run]] = {
     "cuda": _by_events,
     "cpu": _by_wall,
 }

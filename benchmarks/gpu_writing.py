@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from gpu_models import KEEP, SEED, Bench, Parts, Sizes, arrays, llama, release
 from transformers import LlamaForCausalLM
 
 from skillprune.benchmark import check_provider, open_writer, paired_speedup
-from skillprune.benchmark.timing import Clocked, measure_controlled
+from skillprune.benchmark.timing import Prepare, Shape, measure_controlled, timed
 from skillprune.export import size_of, to_float16
 from skillprune.export.generation import export_decoder
 from skillprune.generation import DECODER, Feeds
@@ -42,12 +42,11 @@ def next_token(name: str, sizes: Sizes, bench: Bench) -> dict[str, Any]:
     release()
     batch, sequence = bench.scale.prefill
     prompt = arrays(sizes["vocab_size"], batch, sequence)
-    controlled = measure_controlled(
+    (controlled,) = measure_controlled(
         [partial(after_prompt, directory, prompt, bench.device) for directory in (dense, pruned, dense)],
+        [Shape("decoding", (SEED, batch, sequence))],
         rounds=bench.rounds,
-        comparisons=1,
-        seed=(SEED, batch, sequence),
-        what="decoding",
+        seed=SEED,
         progress=silent,
     )
     dense_ms, pruned_ms = (controlled.samples.ms[..., column] for column in range(2))
@@ -79,18 +78,10 @@ def written(keep: float, sizes: Sizes, folder: Path) -> Path:
     return half
 
 
-def after_prompt(directory: Path, prompt: Feeds, device: str) -> Clocked:
+@contextmanager
+def after_prompt(directory: Path, prompt: Feeds, device: str) -> Iterator[Prepare]:
     """Reads a prompt once; every run is the step that follows it."""
     writer = open_writer(directory, threads=THREADS, provider=device)
     said, state = writer.read(prompt)
-    return _clocked(lambda: writer.step(said.argmax(axis=1), state))
-
-
-def _clocked(step: Callable[[], object]) -> Clocked:
-    def run(repeats: int) -> int:
-        started = perf_counter_ns()
-        for _ in range(repeats):
-            step()
-        return perf_counter_ns() - started
-
-    return run
+    run = timed(lambda: writer.step(said.argmax(axis=1), state))
+    yield lambda _: run

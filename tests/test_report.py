@@ -359,6 +359,29 @@ def test_latency_table_equals_the_report() -> None:
             assert numbers == pytest.approx([row.speedup, row.speedup_low, row.speedup_high], abs=5e-3)
 
 
+def test_p_values_and_memory_stand_beside_the_times() -> None:
+    value = example()
+    dense, pruned = value["latency"][2:4]
+    dense["peak_rss_mib"], pruned["peak_rss_mib"], pruned["p_value"] = 200.0, 150.0, 0.03125
+    page = render_markdown(Report.model_validate({**value, "isolation": "one process per subject"}))
+    assert [row[7:9] for row in find_table(page, "p50", "p99")[2:4]] == [["-", "200 MiB"], ["0.0312", "150 MiB"]]
+    assert ["peak memory at 8 x 128", "200 MiB", "150 MiB", "-25.0 %"] in find_table(page, "dense", "change")
+    assert "Timed with one process per subject." in page
+
+
+def test_a_profile_is_summed_by_kind_of_part() -> None:
+    parts = [("dense", "layer 0 ffn", "ffn", 3.0), ("dense", "layer 1 ffn", "ffn", 2.0), ("dense", "head", "head", 5.0)]
+    parts += [("pruned", "layer 0 ffn", "ffn", 1.0), ("pruned", "head", "head", 3.0)]
+    shape, whole = {"variant": "fp32", "batch": 8, "sequence": 128}, {"dense": 10.0, "pruned": 4.0}
+    rows = [{"subject": s, "part": p, "kind": k, "ms": ms, "share": ms / whole[s], **shape} for s, p, k, ms in parts]
+    page = render_markdown(Report.model_validate({**example(), "profile": rows}))
+    assert find_table(page, "part") == [
+        ["FFN", "5.00 ms, 50.0 %", "1.00 ms, 25.0 %"],
+        ["head", "5.00 ms, 50.0 %", "3.00 ms, 75.0 %"],
+    ]
+    assert "Where the time goes" not in render_markdown(build())
+
+
 def test_repair_files_controls_and_stages_are_listed() -> None:
     text = render_markdown(build())
     repaired = find_table(text, "sliced only", "repaired")

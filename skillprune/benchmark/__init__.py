@@ -1,19 +1,28 @@
-"""Honest latency of ONNX files: interleaved rounds, paired intervals, an identical-pair control, and the host's name.
+"""Honest latency of models in the runtimes that serve them: interleaved rounds, paired intervals, a control, the host.
 
-Exporting the files is left to `export`, what to demand of them to the recipe.
+Exporting the files is left to `export`, what to demand of them to the recipe. Names resolve on use: a worker imports
+this package, and must hold no library but the one it times.
 """
 
-from skillprune.benchmark.host import environment
-from skillprune.benchmark.measure import Feeds, measure_latency
-from skillprune.benchmark.sessions import check_provider, open_session
-from skillprune.benchmark.statistics import paired_speedup, quotient
-from skillprune.benchmark.values import Control, Latency, Measurement, Ratio, Subject
-from skillprune.benchmark.writers import open_writer
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from skillprune.benchmark.host import environment
+    from skillprune.benchmark.measure import Feeds, measure_latency
+    from skillprune.benchmark.profile import LayerTime, profile_layers
+    from skillprune.benchmark.sessions import check_provider, open_session
+    from skillprune.benchmark.statistics import paired_speedup, quotient, signed_rank_p
+    from skillprune.benchmark.values import Control, Latency, Measurement, Ratio, Subject
+    from skillprune.benchmark.writers import open_writer
 
 __all__ = [
     "Control",
     "Feeds",
     "Latency",
+    "LayerTime",
     "Measurement",
     "Ratio",
     "Subject",
@@ -23,5 +32,23 @@ __all__ = [
     "open_session",
     "open_writer",
     "paired_speedup",
+    "profile_layers",
     "quotient",
+    "signed_rank_p",
 ]
+
+_HOME = {
+    **dict.fromkeys(("Control", "Latency", "Measurement", "Ratio", "Subject"), "values"),
+    **dict.fromkeys(("Feeds", "measure_latency"), "measure"),
+    **dict.fromkeys(("LayerTime", "profile_layers"), "profile"),
+    **dict.fromkeys(("check_provider", "open_session"), "sessions"),
+    **dict.fromkeys(("paired_speedup", "quotient", "signed_rank_p"), "statistics"),
+    "environment": "host",
+    "open_writer": "writers",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"skillprune.benchmark.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

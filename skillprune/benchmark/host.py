@@ -9,7 +9,6 @@ from importlib import metadata
 from pathlib import Path
 
 import psutil
-import torch
 
 # The GPU build of ONNX Runtime is the same module under another distribution name.
 DISTRIBUTIONS = {
@@ -64,6 +63,8 @@ def _usable_cores() -> int | None:
 
 
 def _gpu() -> str | None:
+    import torch  # nothing else here needs it, and it is slow to import
+
     with warnings.catch_warnings():
         # torch warns when a driver is too old or broken: then there is no GPU to name, and that is the answer.
         warnings.simplefilter("ignore")

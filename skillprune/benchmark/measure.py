@@ -1,23 +1,25 @@
-"""Times ONNX files side by side at several shapes; what follows from the numbers is left to `report` and the gate."""
+"""Times models side by side at several shapes; what follows from the numbers is left to `report` and the gate."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from skillprune.benchmark.sessions import bind, open_session, provider_of
-from skillprune.benchmark.statistics import paired_speedup
-from skillprune.benchmark.timing import Clocked, Controlled, Opener, Samples, Timer, clocked, measure_controlled
-from skillprune.benchmark.torch_process import TorchProcess
+from skillprune.benchmark.processes import ISOLATION, Facts, Inputs, open_worker
+from skillprune.benchmark.runtimes import RUNTIMES, open_here
+from skillprune.benchmark.statistics import paired_speedup, signed_rank_p
+from skillprune.benchmark.timing import Controlled, Prepare, Run, Samples, Shape, measure_controlled, timed
 from skillprune.benchmark.values import Control, Latency, Measurement, Ratio, Subject
 from skillprune.progress import Progress, silent
 
-Inputs = Mapping[str, NDArray[np.generic]]
-Feeds = Callable[[int, int], Inputs]
+Feeds = Callable[[int, int], Mapping[str, NDArray[np.generic]]]
+
+SHARED = "all subjects in one process, their idle threads asleep between runs"
 
 
 def measure_latency(
@@ -30,20 +32,19 @@ def measure_latency(
     rounds: int,
     seed: int,
     progress: Progress = silent,
-    timer: Timer = time.perf_counter_ns,
+    isolated: bool = True,
 ) -> Latency:
     """Times every subject at every shape and compares each with the first one, the reference.
 
-    At each shape all subjects, and the reference a second time as identical-pair (A/A) control, are open side by side:
-    ONNX files in this process, with threads that stop spinning at the end of a run, and PyTorch models in a process of
-    their own each, which answers once its threads sleep. All are opened anew several times, warmed up, and then timed
-    in rounds, each of which times every subject once in a new random order. A shape whose control's interval (95 %,
-    corrected for the number of shapes) excludes 1 is measured again with twice the openings and rounds, up to three
-    tries; the last one is kept and says in its control whether it is ok. Speed-ups are medians of per-round log ratios
-    with a 95 % bootstrap interval over openings and rounds (`paired_speedup`).
+    All subjects, and the reference a second time as identical-pair (A/A) control, are open at once, each in a process
+    of its own, and opened anew several times. At every shape they are warmed up and then timed in rounds, each of which
+    times every subject once in a new random order, while the others wait and compute nothing. A shape whose control's
+    interval (95 %, corrected for the number of shapes) excludes 1 is measured again with twice the openings and rounds,
+    up to three tries; the last one is kept and says in its control whether it is ok. Speed-ups are medians of per-round
+    log ratios with a 95 % bootstrap interval over openings and rounds (`paired_speedup`).
 
     Args:
-        subjects: the files; the first is the reference; names and variants together must be unique.
+        subjects: the models; the first is the reference; names and variants together must be unique.
         shapes: (batch, sequence) pairs; one given twice is measured once.
         feeds: gives the inputs, name to array, for a batch and a sequence length.
         threads: threads that compute inside one operator.
@@ -51,98 +52,104 @@ def measure_latency(
         rounds: rounds of the first try of every shape, at least; they are split evenly over the openings.
         seed: of orders and bootstrap; not negative.
         progress: called after every round.
-        timer: nanoseconds since any fixed moment.
+        isolated: off, ONNX files are all opened in this process: for many small ones, for which starting processes
+            would take longer than timing them.
 
     Raises:
-        ValueError: no subject, two subjects of one name and variant, or no round.
+        ValueError: no subject, two subjects of one name and variant, no round, an unknown runtime, or PyTorch in a
+            process that is shared.
         ProviderUnavailable: the provider is not installed or not the one that runs.
         CheckpointError: a file is missing or unreadable.
-        DataError: a graph does not take the inputs, or cannot run a shape.
+        DataError: a model does not take the inputs, or cannot run a shape.
+        ResourceFailure: the process of a subject died.
     """
+    _check(subjects, rounds, isolated)
+    distinct = tuple(dict.fromkeys(shapes))
+    inputs = [Inputs(f"{batch} x {sequence}", feeds(batch, sequence)) for batch, sequence in distinct]
+    bench = _Bench(tuple(subjects), distinct, [Facts() for _ in (*subjects, "control")], threads, provider, seed)
+    place = open_worker if isolated else _open_shared
+    found = measure_controlled(
+        bench.openers(place, inputs),
+        [Shape(f"measuring {each.name}", (seed, *shape)) for each, shape in zip(inputs, distinct, strict=True)],
+        rounds=rounds,
+        seed=seed,
+        progress=progress,
+    )
+    return Latency(tuple(bench.measurements(found)), tuple(bench.controls(found)), ISOLATION if isolated else SHARED)
+
+
+def _check(subjects: Sequence[Subject], rounds: int, isolated: bool) -> None:
     if len({(each.name, each.variant) for each in subjects}) != len(subjects) or not subjects or rounds < 1:
         raise ValueError(f"need uniquely named subjects and at least one round, got {list(subjects)} and {rounds}")
-    distinct = tuple(dict.fromkeys(shapes))
-    bench = _Bench(tuple(subjects), feeds, threads, provider, rounds, len(distinct), seed, progress, timer)
-    measurements: list[Measurement] = []
-    controls: list[Control] = []
-    for batch, sequence in distinct:
-        controlled, providers = bench.measure(batch, sequence)
-        measurements += bench.measurements(batch, sequence, controlled.samples, providers)
-        openings, rounds_each, _ = controlled.samples.ms.shape
-        controls.append(
-            Control(batch, sequence, controlled.ratio, openings, openings * rounds_each, controlled.retries)
-        )
-    return Latency(tuple(measurements), tuple(controls))
+    usable = sorted(RUNTIMES if isolated else {"onnxruntime"})
+    if unusable := sorted({each.runtime for each in subjects} - set(usable)):
+        raise ValueError(f"runtimes {unusable} cannot be timed with isolated={isolated}, only {usable} can")
+
+
+@contextmanager
+def _open_shared(
+    subject: Subject, shapes: Sequence[Inputs], facts: Facts, *, threads: int, provider: str
+) -> Iterator[Prepare]:
+    """Like `open_worker`, in this process."""
+    opened = open_here(subject, threads=threads, provider=provider)
+    facts.provider, facts.version = opened.provider, opened.version
+
+    def prepare(shape: int) -> Run:
+        return timed(opened.feed(shapes[shape].arrays, f"{subject.path} at {shapes[shape].name}"))
+
+    yield prepare
 
 
 @dataclass(frozen=True)
 class _Bench:
-    """What stays the same from shape to shape."""
+    """What is timed, and what was learnt of every column: the subjects, and the control as the last one."""
 
     subjects: tuple[Subject, ...]
-    feeds: Feeds
+    shapes: tuple[tuple[int, int], ...]
+    facts: Sequence[Facts]
     threads: int
     provider: str
-    rounds: int
-    shapes: int
     seed: int
-    progress: Progress
-    timer: Timer
 
-    def measure(self, batch: int, sequence: int) -> tuple[Controlled, list[str]]:
-        """Samples of all subjects, then of the control; and the provider that ran each of them."""
-        inputs = self.feeds(batch, sequence)
-        subjects = (*self.subjects, self.subjects[0])
-        providers = [""] * len(subjects)
+    def openers(
+        self, place: Callable[..., AbstractContextManager[Prepare]], inputs: Sequence[Inputs]
+    ) -> list[Callable[[], AbstractContextManager[Prepare]]]:
+        """One for every subject, then one more for the reference as its own control."""
+        columns = zip((*self.subjects, self.subjects[0]), self.facts, strict=True)
+        return [
+            partial(place, subject, inputs, facts, threads=self.threads, provider=self.provider)
+            for subject, facts in columns
+        ]
 
-        def opener(column: int) -> Opener:
-            def open_run() -> Clocked:
-                run, providers[column] = self._open(subjects[column], inputs, f"{batch} x {sequence}")
-                return run
+    def controls(self, found: Sequence[Controlled]) -> Iterator[Control]:
+        """One for every shape."""
+        for (batch, sequence), each in zip(self.shapes, found, strict=True):
+            openings, rounds, _ = each.samples.ms.shape
+            yield Control(batch, sequence, each.ratio, openings, openings * rounds, each.retries)
 
-            return open_run
+    def measurements(self, found: Sequence[Controlled]) -> Iterator[Measurement]:
+        """One for every subject at every shape; the control's column is left out."""
+        for shape, each in enumerate(found):
+            for column in range(len(self.subjects)):
+                yield self._measurement(shape, column, each.samples)
 
-        controlled = measure_controlled(
-            [opener(column) for column in range(len(subjects))],
-            rounds=self.rounds,
-            comparisons=self.shapes,
-            seed=(self.seed, batch, sequence),
-            what=f"measuring {batch} x {sequence}",
-            progress=self.progress,
-        )
-        return controlled, providers
-
-    def _open(self, subject: Subject, inputs: Inputs, shape: str) -> tuple[Clocked, str]:
-        """What times the subject on the inputs, and the provider that runs it."""
-        what = f"{subject.path} at {shape}"
-        if subject.runtime == "onnxruntime":
-            session = open_session(subject.path, threads=self.threads, provider=self.provider)
-            return clocked(bind(session, inputs, what), self.timer), provider_of(session)
-        process = TorchProcess(subject, inputs, threads=self.threads, provider=self.provider, what=what)
-        return process.run, process.provider
-
-    def measurements(
-        self, batch: int, sequence: int, samples: Samples, providers: Sequence[str]
-    ) -> Iterator[Measurement]:
-        """One for every subject, in order; the control's column is left out."""
-        for column, subject in enumerate(self.subjects):
-            yield Measurement(
-                subject=subject.name,
-                variant=subject.variant,
-                runtime=subject.runtime,
-                provider=providers[column],
-                provider_asked=self.provider,
-                batch=batch,
-                sequence=sequence,
-                threads=self.threads,
-                round_ms=tuple(samples.ms[..., column].ravel().tolist()),
-                speedup=self._speedup(batch, sequence, samples, column),
-                repeats=samples.repeats,
-            )
-
-    def _speedup(self, batch: int, sequence: int, samples: Samples, column: int) -> Ratio:
-        # The same seed for every subject, so that all are judged on the same resamples.
-        seed = (self.seed, batch, sequence)
-        return (
-            paired_speedup(samples.ms[..., 0], samples.ms[..., column], seed=seed) if column else Ratio(1.0, 1.0, 1.0)
+    def _measurement(self, shape: int, column: int, samples: Samples) -> Measurement:
+        subject, facts, (batch, sequence) = self.subjects[column], self.facts[column], self.shapes[shape]
+        pair = samples.ms[..., 0], samples.ms[..., column]
+        return Measurement(
+            subject=subject.name,
+            variant=subject.variant,
+            runtime=subject.runtime,
+            provider=facts.provider,
+            provider_asked=self.provider,
+            batch=batch,
+            sequence=sequence,
+            threads=self.threads,
+            round_ms=tuple(pair[1].ravel().tolist()),
+            # The same seed for every subject, so that all are judged on the same resamples.
+            speedup=paired_speedup(*pair, seed=(self.seed, batch, sequence)) if column else Ratio(1.0, 1.0, 1.0),
+            repeats=samples.repeats,
+            p_value=signed_rank_p(*pair) if column else None,
+            peak_rss_mib=facts.peak_mib(shape),
+            runtime_version=facts.version,
         )

@@ -1,17 +1,18 @@
-"""Opens ONNX files in ONNX Runtime on exactly the provider asked for; timing them is left to `measure`."""
+"""Opens ONNX files in ONNX Runtime on exactly the provider asked for; running them on inputs is left to `binding`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-from skillprune.benchmark.timing import Run
-from skillprune.errors import CheckpointError, DataError, ProviderUnavailable
+from skillprune.benchmark.binding import bind, bind_on_device
+from skillprune.benchmark.messages import Arrays
+from skillprune.benchmark.runtimes import Once
+from skillprune.benchmark.values import Subject
+from skillprune.errors import CheckpointError, ProviderUnavailable
 
 # ONNX Runtime needs the CPU provider in the list even for CUDA: shape arithmetic always runs there.
 PROVIDERS = {
@@ -36,7 +37,6 @@ UNREADABLE: tuple[type[Exception], ...] = (
     state.RuntimeException,
 )
 NOT_STARTED: tuple[type[Exception], ...] = (state.EPFail, RuntimeError)  # a broken driver, for one
-REFUSED: tuple[type[Exception], ...] = (state.Fail, state.InvalidArgument, state.RuntimeException, ValueError)
 
 
 def check_provider(provider: str) -> tuple[str, ...]:
@@ -55,23 +55,64 @@ def check_provider(provider: str) -> tuple[str, ...]:
     return PROVIDERS[provider]
 
 
-def open_session(path: Path, *, threads: int, provider: str) -> onnxruntime.InferenceSession:
+@dataclass(frozen=True)
+class OpenedFile:
+    """An open ONNX file, ready for inputs."""
+
+    session: onnxruntime.InferenceSession
+    provider: str
+    capture: bool
+
+    @property
+    def version(self) -> str:
+        """Version of ONNX Runtime."""
+        return str(onnxruntime.__version__)
+
+    @property
+    def settles_s(self) -> float:
+        """None at all: `_options` has threads stop."""
+        return 0.0
+
+    def feed(self, inputs: Arrays, what: str) -> Once:
+        """Runs on inputs in the memory where the provider computes, see `Opened.feed`."""
+        if self.provider == "cuda":
+            return bind_on_device(self.session, inputs, what, device="cuda", capture=self.capture)
+        return bind(self.session, inputs, what)
+
+
+def open_subject(subject: Subject, threads: int, provider: str) -> OpenedFile:
+    """Opens the file of a subject, see `runtimes.open_here`."""
+    session = open_session(subject.path, threads=threads, provider=provider, capture=subject.capture)
+    return OpenedFile(session, provider_of(session), subject.capture)
+
+
+def open_session(
+    path: Path, *, threads: int, provider: str, capture: bool = False, profile: Path | None = None
+) -> onnxruntime.InferenceSession:
     """Opens an ONNX file for timing, with every setting that decides its speed named.
 
     Args:
         path: the ONNX file; external data is found beside it.
         threads: threads that compute inside one operator; operators run one after another.
         provider: ``cpu`` or ``cuda``.
+        capture: lets CUDA record the kernels of a run as a graph; all operators must run there.
+        profile: start of the name of a file for the times of all operators, written when profiling ends.
 
     Raises:
-        ProviderUnavailable: the provider is unknown, not installed, or the session fell back to another one.
+        ProviderUnavailable: the provider is unknown, not installed, cannot capture, or the session fell back to
+            another one.
         CheckpointError: the file is missing, or ONNX Runtime cannot read it.
     """
     asked = check_provider(provider)
+    if capture and provider != "cuda":
+        raise ProviderUnavailable(f"only provider cuda captures graphs, {provider} was asked for: time without capture")
+    settings: list[dict[str, str]] = [{"enable_cuda_graph": "1"} if capture else {}, *({} for _ in asked[1:])]
     if not path.is_file():
         raise CheckpointError(f"{path}: no such ONNX file")
     try:
-        session = onnxruntime.InferenceSession(str(path), _options(threads), providers=list(asked), enable_fallback=0)
+        session = onnxruntime.InferenceSession(
+            str(path), _options(threads, profile), providers=list(asked), provider_options=settings, enable_fallback=0
+        )
     except UNREADABLE as error:
         raise CheckpointError(f"{path}: ONNX Runtime cannot open this file: {error}") from error
     except NOT_STARTED as error:
@@ -91,42 +132,16 @@ def provider_of(session: onnxruntime.InferenceSession) -> str:
     return words.get(running, running)
 
 
-def bind(session: onnxruntime.InferenceSession, feeds: Mapping[str, NDArray[np.generic]], what: str) -> Run:
-    """A callable that runs the session once on fixed inputs and fetches all outputs, after a first run that worked.
-
-    Inputs that the graph does not have are left out: exporters drop those that a model ignores.
-
-    Args:
-        session: an open session.
-        feeds: input name to array.
-        what: names file and shape in errors.
-
-    Raises:
-        DataError: an input of the graph is missing, or the graph refuses the inputs.
-    """
-    wanted = [each.name for each in session.get_inputs()]
-    missing = sorted(set(wanted) - set(feeds))
-    if missing:
-        raise DataError(f"{what}: the graph needs the inputs {missing}, only {sorted(feeds)} were given")
-    inputs = {name: feeds[name] for name in wanted}
-
-    def run() -> object:
-        return session.run(None, inputs)
-
-    try:
-        run()
-    except REFUSED as error:
-        raise DataError(f"{what}: ONNX Runtime cannot run this shape: {error}") from error
-    return run
-
-
-def _options(threads: int) -> onnxruntime.SessionOptions:
+def _options(threads: int, profile: Path | None) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    # Several sessions share the process, and threads that busy-wait after a run would slow whichever is timed next.
-    # Within a run they may: else every parallel operator costs a wake-up, which weighs most on the fastest subjects.
+    # Within a run idle threads busy-wait, as they do where a session serves alone, and wait for no wake-up at every
+    # parallel operator; between runs they sleep, because then it is another subject's turn.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = ERRORS_ONLY
     return options

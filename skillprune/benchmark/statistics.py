@@ -88,6 +88,27 @@ def quotient(one: Ratio, other: Ratio, *, comparisons: int = 1, confidence: floa
     return Ratio(exp(value), exp(value - widening * hypot(*below)), exp(value + widening * hypot(*above)))
 
 
+def signed_rank_p(reference_ms: ArrayLike, subject_ms: ArrayLike) -> float:
+    """How likely paired times differ as much as these when nothing but chance tells reference and subject apart.
+
+    Wilcoxon's signed-rank test, two-sided, on one number per opening: the median over its rounds of ``log(reference /
+    subject)``. Rounds of one opening are no independent observations (they follow each other, and share what the
+    opening fixed), and a test over all of them would find differences where there are none. So few numbers bound the
+    result from below: 6 openings give 0.03 at best. It accompanies the interval of `paired_speedup`, and is not
+    corrected for the number of subjects or shapes. Openings without any difference are left out, as Wilcoxon did; 1
+    when none is left.
+
+    Args:
+        reference_ms: times of the reference, ``(openings, rounds)``, positive.
+        subject_ms: times of the subject in the same rounds, same shape and unit, positive.
+    """
+    from scipy.stats import wilcoxon  # takes longer to import than a worker takes to start
+
+    medians = np.median(np.log(reference_ms) - np.log(subject_ms), axis=1)
+    differing = medians[medians != 0]
+    return float(wilcoxon(differing).pvalue) if differing.size else 1.0
+
+
 def block_length(rounds: int) -> int:
     """Rounds per bootstrap block: the cube root of their number rounded up (3 for 10 rounds), the usual growth rate."""
     return int(np.ceil(np.round(np.cbrt(rounds), 9)))

@@ -10,14 +10,16 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Subject:
-    """One thing to time.
+    """One model to time.
 
     Attributes:
-        name: whose it is (``dense``, ``pruned``).
-        variant: which number format (``fp32``).
-        path: an ONNX file, or for the other runtimes a checkpoint directory that plain transformers can load.
-        runtime: ``onnxruntime``, ``torch`` or ``torch-compile``.
-        model_class: for the other runtimes, the name of the class of transformers that loads it.
+        name: whose it is: ``dense``, ``pruned``.
+        variant: which form of it: ``fp32``.
+        path: an ONNX file, or for PyTorch a checkpoint directory.
+        runtime: what runs it, a key of `skillprune.benchmark.runtimes.RUNTIMES`.
+        model_class: name of the class of transformers that loads a checkpoint; empty for the one its config names.
+        capture: records the kernels of a shape once as a CUDA graph and replays them; for ONNX graphs whose operators
+            all run on CUDA.
     """
 
     name: str
@@ -25,6 +27,7 @@ class Subject:
     path: Path
     runtime: str = "onnxruntime"
     model_class: str = ""
+    capture: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,10 @@ class Ratio:
     low: float
     high: float
 
+    def covers(self, value: float) -> bool:
+        """Whether the interval contains a value."""
+        return self.low <= value <= self.high
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -43,8 +50,8 @@ class Measurement:
     Attributes:
         subject: the subject's name.
         variant: the subject's variant.
-        runtime: the library that ran the file.
-        provider: the execution provider read back from the session, in the recipe's words.
+        runtime: what ran the model, as the subject named it.
+        provider: the execution provider read back from what ran it, in the recipe's words.
         provider_asked: the execution provider that was asked for.
         batch: examples per run.
         sequence: tokens per example.
@@ -52,6 +59,10 @@ class Measurement:
         round_ms: milliseconds per run, one number per round, in the order of the rounds.
         speedup: latency of the reference over this one; the reference itself has exactly 1.
         repeats: consecutive runs that each of these numbers is the mean of.
+        p_value: of `signed_rank_p` against the reference; None for the reference itself.
+        peak_rss_mib: most memory in MiB that the subject's own process held resident, interpreter and libraries
+            included, smallest over the openings; None where the process was shared or does not tell.
+        runtime_version: version of the library that ran the model.
     """
 
     subject: str
@@ -65,6 +76,9 @@ class Measurement:
     round_ms: tuple[float, ...]
     speedup: Ratio
     repeats: int = 1
+    p_value: float | None = None
+    peak_rss_mib: float | None = None
+    runtime_version: str | None = None
 
     @property
     def p50_ms(self) -> float:
@@ -92,13 +106,13 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Control:
-    """The identical-pair (A/A) control of one shape: the reference timed against a second session of itself.
+    """The identical-pair (A/A) control of one shape: the reference timed against itself, opened a second time.
 
     Attributes:
         batch: examples per run.
         sequence: tokens per example.
-        ratio: first session over second; the interval is corrected for the number of shapes.
-        openings: times that all sessions were opened anew in the try that was kept.
+        ratio: the reference over its double; the interval is corrected for the number of shapes.
+        openings: times that everything was opened anew in the try that was kept.
         rounds: rounds of that try, all openings together.
         retries: tries thrown away before it because their interval excluded 1.
     """
@@ -113,7 +127,7 @@ class Control:
     @property
     def ok(self) -> bool:
         """Whether the interval contains 1, so that the speed-ups of this shape may be believed."""
-        return self.ratio.low <= 1.0 <= self.ratio.high
+        return self.ratio.covers(1.0)
 
 
 @dataclass(frozen=True)
@@ -123,10 +137,12 @@ class Latency:
     Attributes:
         measurements: one for every subject at every shape, shape by shape.
         controls: one for every shape.
+        isolation: what subjects shared while they were timed, and what idle threads did.
     """
 
     measurements: tuple[Measurement, ...]
     controls: tuple[Control, ...]
+    isolation: str = ""
 
     def __str__(self) -> str:
         return "\n".join(

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from skillprune.benchmark import Latency, Subject, measure_latency
+from skillprune.benchmark import Latency, Subject, measure_latency, profile_layers
 from skillprune.checkpoint import Attention, Source
 from skillprune.data import Batch
 from skillprune.evaluation import Predictions
@@ -23,13 +23,15 @@ from skillprune.pipeline.directory import replacing
 from skillprune.pipeline.inputs import parity_inputs, random_inputs
 from skillprune.pipeline.onnx_answers import answers
 from skillprune.pipeline.planner import float32_model
-from skillprune.pipeline.results import Exports, Tried, Variant
+from skillprune.pipeline.results import Exports, PartTime, Tried, Variant
 from skillprune.pipeline.tournament import fastest
 from skillprune.pipeline.variants import VariantMaker, asked_variants
 from skillprune.progress import Progress
 from skillprune.recipe import Recipe
 
 DENSE = "dense"
+
+PROFILED_RUNS = 20
 
 
 def check_exporters(recipe: Recipe) -> None:
@@ -113,6 +115,25 @@ class Exporter:
                 seed=self.recipe.seed,
                 progress=self.progress,
             )
+
+    def profile(self, exports: Exports, shipped: str) -> tuple[PartTime, ...]:
+        """Where the time of the dense and of the shipped file goes, at the shape with the most tokens."""
+        spec = self.recipe.benchmark
+        batch, sequence = max(spec.shapes, key=lambda shape: shape[0] * shape[1])
+        found: list[PartTime] = []
+        for subject, file in ((DENSE, exports.dense), (PRUNED, exports.variant(shipped).artifact)):
+            times = profile_layers(
+                file.path,
+                self._feeds(batch, sequence),
+                threads=spec.threads,
+                provider=spec.provider,
+                runs=PROFILED_RUNS,
+            )
+            found += [
+                PartTime(subject, file.variant, batch, sequence, each.name, each.kind, each.ms, each.share)
+                for each in times
+            ]
+        return tuple(found)
 
     def _references(self, folder: Path) -> list[Subject]:
         """The dense model in the other runtimes that are asked for, saved for their processes to load."""

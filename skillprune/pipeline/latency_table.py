@@ -129,6 +129,7 @@ class _Bench:
             rounds=ROUNDS,
             seed=self.seed,
             progress=self.progress,
+            isolated=False,
         )
 
     def _counts(self, widest: int) -> list[int]:

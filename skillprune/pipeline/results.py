@@ -63,9 +63,38 @@ class Exports:
     variants: tuple[Variant, ...]
     tried: tuple[Tried, ...] = ()
 
+    def variant(self, name: str) -> Variant:
+        """The pruned model in a format."""
+        return next(each for each in self.variants if each.name == name)
+
     def __str__(self) -> str:
         refused = [f"  {each.name} is refused: {each.refused}" for each in self.variants if each.refused]
         return "\n".join(map(str, [self.dense, *(each.artifact for each in self.variants), *refused]))
+
+
+@dataclass(frozen=True)
+class PartTime:
+    """What a part of a file takes of a run.
+
+    Attributes:
+        subject: ``dense`` or ``pruned``.
+        variant: of the file.
+        batch: examples per run.
+        sequence: tokens per example.
+        part: its name, see `skillprune.benchmark.LayerTime`.
+        kind: what it is, likewise.
+        ms: milliseconds per run inside operators.
+        share: of all operators' time.
+    """
+
+    subject: str
+    variant: str
+    batch: int
+    sequence: int
+    part: str
+    kind: str
+    ms: float
+    share: float
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from skillprune.pipeline.inputs import check_shapes
 from skillprune.pipeline.planner import Planner, float32_model
 from skillprune.pipeline.processes import is_main, join_processes
 from skillprune.pipeline.recoverer import losses_of, recoverer
-from skillprune.pipeline.results import Exports, Quality, Recovered
+from skillprune.pipeline.results import Exports, PartTime, Quality, Recovered
 from skillprune.pipeline.saving import check_form, save_checkpoint
 from skillprune.planning import Prediction, PruningPlan, layers_of, load_plan, plan_to_json
 from skillprune.progress import Progress, silent
@@ -208,11 +208,18 @@ class Run:
         return choose(self.exports, self.latency)
 
     @cached_property
+    def profile(self) -> tuple[PartTime, ...]:
+        """Where the time of the dense and of the shipped file goes."""
+        exports, shipped = self.exports, self.choice.variant
+        profile = lambda: self._exporter.profile(exports, shipped)  # noqa: E731
+        return self.directory.stage("profile", tuple[PartTime, ...], profile)
+
+    @cached_property
     def quality(self) -> Quality:
         """The test split, read here and only here, once everything is decided."""
         assert self.recovered is not None  # the final checkpoint is there
         if self.task.is_exported:
-            _ = self.exports, self.latency
+            _ = self.exports, self.latency, self.profile
         return self.directory.stage("test", Quality, self._test)
 
     def _decisive(self) -> NeuronScores:

@@ -68,6 +68,8 @@ def _exported(run: Run) -> dict[str, Any]:
         "best": paper.Best(variant=run.choice.variant, why=run.choice.why),
         "latency": tuple(map(latency_row, run.latency.measurements)),
         "controls": tuple(map(control_row, run.latency.controls)),
+        "isolation": run.latency.isolation,
+        "profile": tuple(paper.ProfileRow.model_validate(asdict(each)) for each in run.profile),
     }
 
 
@@ -189,7 +191,7 @@ def _artifact(variant: Variant, dense_bytes: int, directory: Path) -> paper.Arti
 def latency_row(row: Measurement) -> paper.LatencyRow:
     """A measurement as the report has it."""
     same = ("subject", "variant", "runtime", "provider", "provider_asked", "batch", "sequence", "threads")
-    computed = ("p50_ms", "p90_ms", "p99_ms", "throughput")
+    computed = ("p50_ms", "p90_ms", "p99_ms", "throughput", "p_value", "peak_rss_mib", "runtime_version")
     return paper.LatencyRow.model_validate(
         {
             **{name: getattr(row, name) for name in (*same, *computed)},

@@ -51,5 +51,6 @@ def _speeds(
         rounds=ROUNDS,
         seed=seed,
         progress=progress,
+        isolated=False,
     )
     return mean_speedups(latency, "candidate")

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from skillprune.report import facts, metrics, wording
 from skillprune.report.schema import Report
-from skillprune.report.sections import StackWidths
+from skillprune.report.sections import ProfileRow, StackWidths
+
+KINDS = {
+    "attention": "attention",
+    "ffn": "FFN",
+    "layer": "rest of the layers",
+    "embeddings": "embeddings",
+    "head": "head",
+    "operator": "other operators",
+}
+"""What the report calls the kinds of parts."""
 
 
 def widths(report: Report) -> str:
@@ -180,6 +190,8 @@ def latency(report: Report) -> str:
             *(wording.milliseconds(value) for value in (row.p50_ms, row.p90_ms, row.p99_ms)),
             wording.significant(row.throughput),
             facts.speed_with_interval(row),
+            "-" if row.p_value is None else wording.significant(row.p_value),
+            "-" if row.peak_rss_mib is None else wording.mebibytes(row.peak_rss_mib),
             f"{wording.plain(row.runtime)} {wording.plain(row.provider)}",
             str(row.threads),
             str(row.rounds),
@@ -188,9 +200,14 @@ def latency(report: Report) -> str:
     ]
     if not rows:
         return "Nothing was timed."
-    header = ["model", "batch x tokens", "p50", "p90", "p99", "examples/s", "speed-up", "ran on", "threads", "rounds"]
-    text = "Time per batch. Speed-ups against dense fp32 with 95 % intervals; rounds interleaved in random order."
-    return "\n\n".join([text, wording.table(header, rows), *_against_references(report)])
+    header = ["model", "batch x tokens", "p50", "p90", "p99", "examples/s", "speed-up", "p", "peak memory"]
+    text = (
+        "Time per batch. Speed-ups against dense fp32 with 95 % intervals; rounds interleaved in random order. p is "
+        "Wilcoxon's, of one median per opening; memory is that of the whole process."
+    )
+    shared = [] if report.isolation is None else [f"Timed with {wording.plain(report.isolation)}."]
+    table = wording.table([*header, "ran on", "threads", "rounds"], rows)
+    return "\n\n".join([text, table, *shared, *_against_references(report)])
 
 
 def _against_references(report: Report) -> Iterator[str]:
@@ -204,6 +221,27 @@ def _against_references(report: Report) -> Iterator[str]:
             found.setdefault(row.runtime, []).append(f"{times} at {wording.shape(row.batch, row.sequence)}")
     for runtime, ratios in found.items():
         yield f"The shipped file against the dense model in {wording.plain(runtime)}, medians: {', '.join(ratios)}."
+
+
+def profile(report: Report) -> str:
+    """Where the time of the dense and of the shipped file goes, by kind of part."""
+    found: dict[str, dict[str, list[ProfileRow]]] = {}
+    for row in report.profile:
+        found.setdefault(KINDS[row.kind], {}).setdefault(row.subject, []).append(row)
+    rows = [
+        [kind, *(_taken(times.get(subject, [])) for subject in ("dense", "pruned"))] for kind, times in found.items()
+    ]
+    first = report.profile[0]
+    text = (
+        f"By ONNX Runtime's profiler at {wording.shape(first.batch, first.sequence)}; it slows every operator down a "
+        "little. The report's JSON has it layer by layer. Of what an optimiser fused, operators tell the part."
+    )
+    return f"{text}\n\n{wording.table(['part', 'dense', 'pruned'], rows)}"
+
+
+def _taken(rows: Sequence[ProfileRow]) -> str:
+    time, share = sum(row.ms for row in rows), sum(row.share for row in rows)
+    return f"{wording.milliseconds(time)}, {wording.percent(share)}"
 
 
 def controls(report: Report) -> str:

@@ -31,6 +31,7 @@ def _exported(report: Report) -> list[tuple[str, str]]:
     return [
         ("Files", details.artifacts(report)),
         ("Latency", details.latency(report)),
+        *([("Where the time goes", details.profile(report))] if report.profile else []),
         ("A/A controls", details.controls(report)),
     ]
 
@@ -97,6 +98,20 @@ def _speed_rows(report: Report) -> Iterator[list[str]]:
         before = "-" if dense is None else wording.milliseconds(dense.p50_ms)
         name = f"median time at {wording.shape(row.batch, row.sequence)}"
         yield [name, before, wording.milliseconds(row.p50_ms), facts.speed_with_interval(row)]
+    yield from _memory_rows(report)
+
+
+def _memory_rows(report: Report) -> Iterator[list[str]]:
+    """At the shape that takes most of it."""
+    told = [row for row in facts.headline_rows(report) if row.peak_rss_mib is not None]
+    if not told:
+        return
+    row = max(told, key=lambda each: each.peak_rss_mib or 0.0)
+    dense = facts.dense_row(report, row)
+    if dense is not None and dense.peak_rss_mib is not None and row.peak_rss_mib is not None:
+        name = f"peak memory at {wording.shape(row.batch, row.sequence)}"
+        change = wording.change(dense.peak_rss_mib, row.peak_rss_mib)
+        yield [name, wording.mebibytes(dense.peak_rss_mib), wording.mebibytes(row.peak_rss_mib), change]
 
 
 def _loading(report: Report) -> str:

@@ -16,6 +16,7 @@ from skillprune.report.sections import (
     LayerRepair,
     Model,
     Planned,
+    ProfileRow,
     Quality,
     RetunedPrompt,
     Scoring,
@@ -59,6 +60,12 @@ class Report(Section):
     )
     candidates: tuple[CandidateRow, ...] = Field(
         default=(), description="Files that competed to be the fp32 ones, fastest first. Additional, optional."
+    )
+    isolation: str | None = Field(
+        default=None, description="What subjects shared while they were timed. Additional, optional."
+    )
+    profile: tuple[ProfileRow, ...] = Field(
+        default=(), description="Time of every part of the dense and of the shipped file. Additional, optional."
     )
     prompts: tuple[RetunedPrompt, ...] = Field(
         default=(), description="Soft prompts tuned again on the pruned model. Additional, optional."

@@ -242,6 +242,32 @@ class LatencyRow(Section):
     speedup: Positive | None = Field(description="Dense time over this time; null where there is no comparison.")
     speedup_low: Positive | None = Field(description="Lower end of the speed-up's 95 % interval; null like speedup.")
     speedup_high: Positive | None = Field(description="Upper end of the speed-up's 95 % interval; null like speedup.")
+    p_value: Share | None = Field(
+        default=None,
+        description="Wilcoxon's signed-rank test of dense against this, one number per opening; null like speedup. "
+        "Additional, optional.",
+    )
+    peak_rss_mib: Positive | None = Field(
+        default=None,
+        description="Most memory that the process of this subject held resident in MiB, interpreter and libraries "
+        "included; null where it was shared or does not tell. Additional, optional.",
+    )
+    runtime_version: str | None = Field(default=None, description="Version of the runtime. Additional, optional.")
+
+
+class ProfileRow(Section):
+    """What a part of a file takes of a run, by the runtime's own profiler."""
+
+    subject: str = Field(description="dense or pruned.")
+    variant: str = Field(description="fp32, fp16, int8-dynamic, ...")
+    batch: Size = Field(description="Examples per batch.")
+    sequence: Size = Field(description="Tokens per example.")
+    part: str = Field(description="Such as layer 0 ffn, or embeddings; an operator where a file does not tell more.")
+    kind: Literal["attention", "ffn", "layer", "embeddings", "head", "operator"] = Field(
+        description="What the part is; layer is of a block, but neither attention nor FFN."
+    )
+    ms: NonNegative = Field(description="Milliseconds inside operators, the mean over runs.")
+    share: Share = Field(description="Of the time of all operators.")
 
 
 class ControlRow(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from skillprune.benchmark import Ratio, paired_speedup, quotient
+from skillprune.benchmark import Ratio, paired_speedup, quotient, signed_rank_p
 from skillprune.benchmark.statistics import block_length, bootstrap_medians
 
 times = st.floats(0.01, 1000.0)
@@ -224,3 +225,53 @@ def test_what_makes_no_quotient_is_refused(one: Ratio, comparisons: int) -> None
     for pair in ((one, Ratio(1.0, 1.0, 1.0)), (Ratio(1.0, 1.0, 1.0), one)):
         with pytest.raises(ValueError, match="quotient"):
             quotient(*pair, comparisons=comparisons)
+
+
+def enumerated_p(differences: list[float]) -> float:
+    """Two-sided p-value of the signed-rank test over all signs that chance could have given; no ties, no zeros."""
+    ranks = [sorted(map(abs, differences)).index(abs(each)) + 1 for each in differences]
+    middle = sum(ranks) / 2
+
+    def distance(signs: tuple[bool, ...]) -> float:
+        return abs(sum(rank for rank, positive in zip(ranks, signs, strict=True) if positive) - middle)
+
+    found = distance(tuple(each > 0 for each in differences))
+    every = list(itertools.product([True, False], repeat=len(ranks)))
+    return sum(distance(signs) >= found for signs in every) / len(every)
+
+
+@pytest.mark.parametrize("openings", [3, 6, 9])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_p_value_is_that_of_all_signs_of_the_openings(openings: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    reference, subject = rng.uniform(1, 2, (openings, 5)), rng.uniform(0.8, 2, (openings, 5))
+    differences = [
+        statistics.median(math.log(a / b) for a, b in zip(*rows, strict=True))
+        for rows in zip(reference.tolist(), subject.tolist(), strict=True)
+    ]
+    assert signed_rank_p(reference, subject) == pytest.approx(enumerated_p(differences))
+    assert signed_rank_p(subject, reference) == pytest.approx(signed_rank_p(reference, subject))
+
+
+def test_the_smallest_p_value_is_bounded_by_the_number_of_openings_however_many_rounds_they_have() -> None:
+    for openings, smallest in ((6, 2 / 2**6), (12, 2 / 2**12)):
+        subject = 1.0 + np.arange(openings * 40).reshape(openings, 40) / 1000
+        assert signed_rank_p(3 * np.ones((openings, 40)), subject) == pytest.approx(smallest)
+
+
+def test_openings_without_a_difference_are_left_out_of_the_p_value() -> None:
+    reference = np.array([[5.0]] * 6)
+    subject = np.array([[5.0], [4.0], [3.0], [2.0], [1.0], [5.0]])
+    assert signed_rank_p(reference, subject) == pytest.approx(2 / 2**4)
+    assert signed_rank_p(reference, reference) == 1.0
+
+
+def test_the_p_value_of_equal_subjects_is_small_as_seldom_as_it_says_though_rounds_follow_each_other() -> None:
+    """Openings that differ and rounds that depend on each other: a test over all rounds would cry wolf."""
+    rng = np.random.default_rng(0)
+    alarms = 0
+    for _ in range(400):
+        shifts = rng.normal(size=(6, 1, 2))
+        times = np.exp(0.01 * (shifts + np.stack([noise(10, 0.8, rng) for _ in range(12)]).reshape(6, 10, 2)))
+        alarms += signed_rank_p(times[..., 0], times[..., 1]) <= 2 / 2**6
+    assert alarms / 400 < 2 / 2**6 + 3 * math.sqrt(0.03 * 0.97 / 400)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain, permutations, repeat
 
@@ -17,19 +18,24 @@ from numpy.typing import NDArray
 from skillprune.benchmark import paired_speedup
 from skillprune.benchmark.timing import (
     OPENINGS,
-    Clocked,
     Controlled,
     Opener,
+    Prepare,
+    Run,
     Samples,
-    clocked,
+    Shape,
     measure_controlled,
     schedule,
     time_openings,
+    timed,
     warm_up,
 )
 from skillprune.progress import silent
 
 MS = 1_000_000
+
+
+ONE = Shape("", (0,))
 
 
 class Clock:
@@ -42,12 +48,23 @@ class Clock:
     def __call__(self) -> int:
         return self.now
 
-    def run(self, name: str, costs: Iterator[int]) -> Clocked:
+    def run(self, name: str, costs: Iterator[int]) -> Run:
         def once() -> None:
             self.ran.append(name)
             self.now += next(costs)
 
-        return clocked(once, self)
+        return timed(once, self)
+
+
+def opener(open_run: Callable[[], Run]) -> Opener:
+    """Opens what runs in the same way at every shape."""
+
+    @contextmanager
+    def opened() -> Iterator[Prepare]:
+        run = open_run()
+        yield lambda shape: run
+
+    return opened
 
 
 @given(st.integers(1, 9), st.integers(1, 60), st.integers(0, 2**32))
@@ -65,15 +82,19 @@ def test_every_place_in_a_round_is_equally_likely() -> None:
     assert len({tuple(row) for row in order.tolist()}) == 24
 
 
-def timed(openers: Sequence[Opener], openings: int, rounds: int, clock: Clock, seed: int = 0) -> Samples:
-    return time_openings(openers, (openings, rounds), seed=[seed], what="", progress=silent)
+def taken(runs: Sequence[Callable[[], Run]], openings: int, rounds: int, seed: int = 0) -> Samples:
+    """Times of one shape."""
+    found = time_openings(
+        list(map(opener, runs)), {0: Shape("", (seed,))}, (openings, rounds), seed=[seed], progress=silent
+    )
+    return found[0]
 
 
 def test_rounds_are_interleaved_in_the_drawn_order() -> None:
     clock = Clock()
     names = ["a", "b", "c"]
     openers = [partial(clock.run, name, repeat(cost * MS)) for name, cost in zip(names, (4, 2, 8), strict=True)]
-    samples = timed(openers, 2, 6, clock, seed=1)
+    samples = taken(openers, 2, 6, seed=1)
     assert samples.repeats == 1
     np.testing.assert_allclose(samples.ms, [[[4.0, 2.0, 8.0]] * 6] * 2)
     order = [names[run] for run in schedule(3, 12, seed=[1, 1]).ravel()]
@@ -84,17 +105,16 @@ def test_rounds_are_interleaved_in_the_drawn_order() -> None:
 def test_each_opening_times_new_runs_opened_in_a_new_order() -> None:
     clock, opened = Clock(), list[str]()
 
-    def open_run(name: str) -> Clocked:
+    def open_run(name: str) -> Run:
         opened.append(name)
         return clock.run(name, repeat((4 + opened.count(name)) * MS))  # every opening makes it one millisecond slower
 
-    samples = timed([partial(open_run, name) for name in "abc"], 24, 2, clock)
+    samples = taken([partial(open_run, name) for name in "abc"], 24, 2)
     np.testing.assert_allclose(samples.ms, np.broadcast_to(np.arange(5.0, 29.0)[:, None, None], (24, 2, 3)))
     assert {tuple(opened[start : start + 3]) for start in range(0, 72, 3)} == set(permutations("abc"))
 
 
 def test_what_one_opening_opened_is_closed_before_the_next() -> None:
-    clock = Clock()
     alive: weakref.WeakSet[Opened] = weakref.WeakSet()
 
     class Opened:
@@ -105,7 +125,7 @@ def test_what_one_opening_opened_is_closed_before_the_next() -> None:
         def __call__(self, repeats: int) -> int:
             return 5 * MS * repeats
 
-    timed([Opened, Opened], 3, 2, clock)
+    taken([Opened, Opened], 3, 2)
     assert not alive
 
 
@@ -113,7 +133,7 @@ def test_what_one_opening_opened_is_closed_before_the_next() -> None:
 def test_short_runs_are_repeated_equally_often_until_a_sample_is_long_enough(fastest: int, repeats: int) -> None:
     clock = Clock()
     runs = [clock.run("fast", repeat(fastest)), clock.run("slow", repeat(3 * fastest))]
-    samples = timed([lambda: runs[0], lambda: runs[1]], 1, 1, clock)
+    samples = taken([lambda: runs[0], lambda: runs[1]], 1, 1)
     assert samples.repeats == repeats
     np.testing.assert_allclose(samples.ms, [[[fastest / MS, 3 * fastest / MS]]])
     assert clock.ran[-2 * repeats :].count("slow") == clock.ran[-2 * repeats :].count("fast") == repeats
@@ -135,11 +155,11 @@ def test_no_garbage_is_collected_in_a_round(was_on: bool) -> None:
 
     try:
         gc.enable() if was_on else gc.disable()
-        timed([lambda: run], 1, 120, clock)
+        taken([lambda: run], 1, 120)
         assert not any(seen[-120:])
         assert gc.isenabled() is was_on
         with pytest.raises(KeyboardInterrupt):
-            timed([lambda: fail], 1, 1, clock)
+            taken([lambda: fail], 1, 1)
         assert gc.isenabled() is was_on
     finally:
         gc.enable()
@@ -175,7 +195,7 @@ class Bench:
         # A try opens twice as often as the one before it.
         self.waiting = [list(costs) for number, costs in enumerate(tries) for _ in range(OPENINGS * 2**number)]
 
-    def open(self, column: int) -> Clocked:
+    def open(self, column: int) -> Run:
         cost = self.waiting[0][column]
         self.waiting[0][column] = 0
         if not any(self.waiting[0]):
@@ -184,11 +204,13 @@ class Bench:
 
     def measure(self) -> Controlled:
         openers = [partial(self.open, column) for column in range(3)]
-        return measure(openers, self.clock, comparisons=1, rounds=13)
+        return measure(openers, rounds=13)
 
 
-def measure(openers: Sequence[Opener], clock: Clock, comparisons: int, rounds: int) -> Controlled:
-    return measure_controlled(openers, rounds=rounds, comparisons=comparisons, seed=[0], what="", progress=silent)
+def measure(runs: Sequence[Callable[[], Run]], rounds: int) -> Controlled:
+    """Times of one shape, with its control."""
+    (found,) = measure_controlled(list(map(opener, runs)), [ONE], rounds=rounds, seed=0, progress=silent)
+    return found
 
 
 SAME = (8, 4, 8)
@@ -220,10 +242,10 @@ def test_a_pair_that_differs_within_openings_but_not_between_them_holds() -> Non
     """A session may be 3 % slower for as long as it lives; over openings that happens to either of the pair."""
     clock, luck = Clock(), np.random.default_rng(3)
 
-    def open_run() -> Clocked:
+    def open_run() -> Run:
         return clock.run("", repeat(int(luck.choice([1.0, 1.03]) * 8 * MS)))
 
-    found = measure([open_run] * 3, clock, comparisons=1, rounds=60)
+    found = measure([open_run] * 3, rounds=60)
     assert found.retries == 0
     assert found.ratio.low < 0.98 and found.ratio.high > 1.02  # and the interval says that it cannot be told better
 
@@ -239,16 +261,81 @@ def test_more_shapes_make_the_control_more_patient() -> None:
         ratio = paired_speedup(times[..., 0], times[..., 1], seed=[0], confidence=confidence)
         return not ratio.low <= 1.0 <= ratio.high
 
-    seed = next(seed for seed in range(1000) if excludes(seed, 0.95) and not excludes(seed, 1 - 0.05 / 20))
+    seed = next(seed for seed in range(1000) if excludes(seed, 0.95) and not excludes(seed, 1 - 0.05 / 4))
 
-    def retries(comparisons: int) -> int:
+    def retries(shapes: int) -> int:
+        """Tries of the noisy first shape that were thrown away; the others are quiet."""
         clock, opened = Clock(), [0, 0]
 
-        def open_run(column: int) -> Clocked:
+        @contextmanager
+        def open_pair(column: int) -> Iterator[Prepare]:
             opened[column] += 1
             times = noisy(seed)[opened[column] - 1, :, column] if opened[column] <= OPENINGS else [8 * MS] * 10
-            return clock.run(str(column), chain([8 * MS] * 10, times))  # ten runs are warm-up
+            costs = chain([8 * MS] * 10, times)  # ten runs are warm-up
+            yield lambda shape: clock.run(str(column), repeat(8 * MS) if shape else costs)
 
-        return measure([partial(open_run, column) for column in range(2)], clock, comparisons, 60).retries
+        pair = [partial(open_pair, column) for column in range(2)]
+        return measure_controlled(pair, [ONE] * shapes, rounds=60, seed=0, progress=silent)[0].retries
 
-    assert (retries(1), retries(20)) == (1, 0)
+    assert (retries(1), retries(4)) == (1, 0)
+
+
+class Shapes:
+    """A subject of several shapes that writes down what it was prepared for, opening by opening, and when it closed."""
+
+    def __init__(self, costs: Sequence[int]) -> None:
+        self.clock, self.costs = Clock(), costs
+        self.prepared: list[list[int]] = []
+        self.open = 0
+
+    @contextmanager
+    def __call__(self) -> Iterator[Prepare]:
+        self.prepared.append([])
+        self.open += 1
+        try:
+            yield self.prepare
+        finally:
+            self.open -= 1
+
+    def prepare(self, shape: int) -> Run:
+        self.prepared[-1].append(shape)
+        return self.clock.run(str(shape), repeat(self.costs[shape] * MS))
+
+
+def test_each_opening_serves_all_shapes_and_starts_with_another_one() -> None:
+    subject = Shapes([3, 5, 7])
+    shapes = {number: Shape(str(number), (number,)) for number in range(3)}
+    said: list[tuple[str, int, int]] = []
+    found = time_openings([subject], shapes, (4, 2), seed=[0], progress=lambda *each: said.append(each))
+    assert subject.prepared == [[0, 1, 2], [1, 2, 0], [2, 0, 1], [0, 1, 2]]
+    assert {shape: np.unique(samples.ms).tolist() for shape, samples in found.items()} == {0: [3], 1: [5], 2: [7]}
+    for name in "012":
+        assert [done for what, done, total in said if (what, total) == (name, 8)] == list(range(9))
+
+
+def test_only_shapes_whose_control_is_off_are_measured_again() -> None:
+    dense, control = Shapes([8, 8]), Shapes([8, 9])
+    found = measure_controlled(
+        [dense, control], [Shape(str(number), (number,)) for number in range(2)], rounds=6, seed=0, progress=silent
+    )
+    assert [each.retries for each in found] == [0, 2]
+    assert [len(each.samples.ms) for each in found] == [6, 24]
+    assert dense.prepared[6:] == [[1]] * (12 + 24)
+
+
+def test_everything_is_closed_when_a_subject_does_not_open_or_ctrl_c_is_pressed() -> None:
+    @contextmanager
+    def refuse() -> Iterator[Prepare]:
+        raise KeyError("no such file")
+        yield
+
+    def press(what: str, done: int, total: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    subject = Shapes([3])
+    with pytest.raises(KeyError):
+        time_openings([subject] * 9 + [refuse], {0: ONE}, (2, 2), seed=[0], progress=silent)
+    with pytest.raises(KeyboardInterrupt):
+        time_openings([subject], {0: ONE}, (2, 2), seed=[0], progress=press)
+    assert subject.open == 0 and subject.prepared

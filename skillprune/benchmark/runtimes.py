@@ -1,0 +1,65 @@
+"""Opens a subject in this process with what it says runs it; timing the runs is left to others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Protocol
+
+from skillprune.benchmark.messages import Arrays
+from skillprune.benchmark.values import Subject
+
+Once = Callable[[], object]
+
+
+class Opened(Protocol):
+    """A model that is ready to run.
+
+    Attributes:
+        provider: what really runs it, in the recipe's words.
+        version: of the library that runs it.
+        settles_s: seconds after a run until its idle threads sleep.
+    """
+
+    @property
+    def provider(self) -> str: ...
+
+    @property
+    def version(self) -> str: ...
+
+    @property
+    def settles_s(self) -> float: ...
+
+    def feed(self, inputs: Arrays, what: str) -> Once:
+        """A callable that runs the model once on these inputs and waits for all outputs, after a run that worked.
+
+        Args:
+            inputs: name to array; those that the model does not know are left out.
+            what: names model and shape in errors.
+
+        Raises:
+            DataError: an input is missing, or the model refuses the inputs.
+        """
+        ...
+
+
+# Modules of this package, each with a function `open_subject(subject, threads, provider)`; imported when asked for, so
+# that a process that times one library does not hold the other in memory.
+RUNTIMES = {"onnxruntime": "sessions", "torch": "eager", "torch-compile": "eager"}
+
+
+def open_here(subject: Subject, *, threads: int, provider: str) -> Opened:
+    """Opens a subject in this process.
+
+    Args:
+        subject: what to open, with one of `RUNTIMES`.
+        threads: threads that compute inside one operator.
+        provider: ``cpu`` or ``cuda``.
+
+    Raises:
+        ProviderUnavailable: the provider is unknown, not installed, or not the one that runs.
+        CheckpointError: the file or directory is missing or unreadable.
+    """
+    module = import_module(f"skillprune.benchmark.{RUNTIMES[subject.runtime]}")
+    opened: Opened = module.open_subject(subject, threads, provider)
+    return opened
