@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from skillprune.errors import DataError, Problem, RecipeError
 from skillprune.recipe import BuiltinData, FileData, HubData, TaskSpec
-from skillprune.recipe.task import EXPORTED_TYPES, GENERATIVE_TYPES, PROMPT_TYPES
+from skillprune.recipe.task import GENERATIVE_TYPES, PROMPT_TYPES
 from skillprune.recipe.template import MASK, template_parts
 
 #: Label names, in the order of the model's outputs, of the tasks whose examples skillprune generates itself.
@@ -94,11 +94,6 @@ class Task:
     template: Template | None = None
     label_words: tuple[str, ...] = ()
     target: str | None = None
-
-    @property
-    def is_exported(self) -> bool:
-        """Whether models of this kind are exported to ONNX and timed."""
-        return self.type in EXPORTED_TYPES
 
     @property
     def classifies(self) -> bool:

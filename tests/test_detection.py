@@ -205,15 +205,6 @@ def test_language_modeling_has_no_classes_to_tell_apart(criterion: str, tmp_path
     assert f"error: {criterion} tells classes apart, and this task has none" in said.text
 
 
-@pytest.mark.parametrize("command", ["export", "bench"])
-@pytest.mark.parametrize("kind", NEW)
-def test_models_without_a_head_are_not_exported_and_not_even_scored(kind: str, command: str, tmp_path: Path) -> None:
-    recipe = prepare(tmp_path, kind)
-    said = refuse(tmp_path, command)
-    assert said.err.startswith(f"error: {place(recipe, f'type: |{kind}')}: task.type: ")
-    assert "not exported or timed" in said.text
-
-
 TUNED = {"criterion": "predictivity", "also": ["wanda"], "position": "prompt"}
 PROMPT = {"tokens": 3, "trials": 2, "epochs": 1}
 

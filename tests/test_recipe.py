@@ -178,7 +178,6 @@ WRONG = [
     ("recovery: {data: {}}", "more.csv", "recovery.data", "there is no such file"),
     ("recovery: {data: {hub: {}}}", "3", "recovery.data.hub", "should be text"),
     ("recovery: {}", "{prompt: true}", "recovery", "add scoring.prompt"),
-    ("export: {variants: {}}", "[]", "export.variants", "at least 1"),
     ("benchmark: {rounds: {}}", "9", "benchmark.rounds", "greater than or equal to 10"),
     ("benchmark: {shapes: [{}]}", "[1, 32, 3]", "benchmark.shapes[0]", "at most 2"),
     ("benchmark: {shapes: [[1, 2], [1, {}]]}", "0", "benchmark.shapes[1][1]", "greater than or equal to 1"),

@@ -17,10 +17,12 @@ from transformers import PreTrainedModel
 
 import skillprune
 from skillprune import load_recipe
+from skillprune.answers import Classifier
 from skillprune.data import Batch
 from skillprune.export import BACKENDS, Candidates, export_onnx, is_usable
+from skillprune.pipeline.onnx_answers import answers
 from skillprune.pipeline.tournament import fastest
-from skillprune.pipeline.variants import VariantMaker, asked_variants
+from skillprune.pipeline.variants import GraphVariants, asked_variants
 from skillprune.progress import silent
 from skillprune.recipe import BenchmarkSpec, Recipe
 
@@ -56,26 +58,40 @@ def lopsided() -> PreTrainedModel:
 
 
 @pytest.fixture(scope="module")
-def maker(tmp_path_factory: pytest.TempPathFactory) -> VariantMaker:
+def batches() -> tuple[Batch, ...]:
+    """Inputs with what the lopsided model answers to them."""
+    model, rng = lopsided(), np.random.default_rng(0)
+    found = []
+    for batch in tiny_batches(lengths=tuple(int(each) for each in rng.integers(3, 15, 64)), labels=(0, 1) * 32):
+        with torch.no_grad():
+            labels = model(**batch.inputs).logits.argmax(1)
+        found.append(replace(batch, labels=labels))
+    return tuple(found)
+
+
+@pytest.fixture(scope="module")
+def maker(batches: tuple[Batch, ...], tmp_path_factory: pytest.TempPathFactory) -> GraphVariants:
     model = lopsided()
     given = tiny_batches(lengths=tuple(range(3, 15)))
     arrays = [{name: tensor.numpy() for name, tensor in batch.inputs.items()} for batch in given]
     folder = tmp_path_factory.mktemp("variants")
     artifact = export_onnx(model, arrays[:2], folder / "model.onnx")
-    rng = np.random.default_rng(0)
-    batches = []
-    for batch in tiny_batches(lengths=tuple(int(each) for each in rng.integers(3, 15, 64)), labels=(0, 1) * 32):
-        with torch.no_grad():
-            labels = model(**batch.inputs).logits.argmax(1)
-        batches.append(replace(batch, labels=labels))
-    return VariantMaker(recipe(max_drop=0.0), artifact, batches, batches, arrays, silent)
+
+    def value(path: Path) -> float:
+        spec = BenchmarkSpec(threads=1)
+        found = answers(path, Classifier(model), batches, "accuracy", spec, what="validation", progress=silent)
+        return found.value("accuracy")
+
+    return GraphVariants(recipe(max_drop=0.0), artifact, value, silent, batches, arrays)
 
 
 @pytest.mark.parametrize("name", INT8)
-def test_products_that_hurt_stay_in_fp32_until_the_floor_holds(maker: VariantMaker, tmp_path: Path, name: str) -> None:
+def test_products_that_hurt_stay_in_fp32_until_the_floor_holds(
+    maker: GraphVariants, batches: tuple[Batch, ...], tmp_path: Path, name: str
+) -> None:
     made = maker.make(name, tmp_path / name / "model.onnx")
     assert any("layer.0/intermediate" in each for each in made.kept)
-    assert made.refused is None and made.validation == right(made.artifact.path, tuple(maker.validation)) == 1.0
+    assert made.refused is None and made.validation == right(made.artifact.path, batches) == 1.0
     loose = replace(maker, recipe=recipe(max_drop=1.0)).make(name, tmp_path / "loose" / "model.onnx")
     assert loose.kept == () and loose.validation is not None and loose.validation < 1.0
     assert made.artifact.max_abs_diff < loose.artifact.max_abs_diff

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from skillprune.benchmark.profile import LayerTime, profile_layers
     from skillprune.benchmark.sessions import check_provider, open_session
     from skillprune.benchmark.statistics import paired_speedup, quotient, signed_rank_p
-    from skillprune.benchmark.values import Control, Latency, Measurement, Ratio, Subject
+    from skillprune.benchmark.values import Control, Latency, Measurement, Phase, Point, Ratio, Subject
     from skillprune.benchmark.writers import open_writer
 
 __all__ = [
@@ -24,6 +24,8 @@ __all__ = [
     "Latency",
     "LayerTime",
     "Measurement",
+    "Phase",
+    "Point",
     "Ratio",
     "Subject",
     "check_provider",
@@ -38,7 +40,7 @@ __all__ = [
 ]
 
 _HOME = {
-    **dict.fromkeys(("Control", "Latency", "Measurement", "Ratio", "Subject"), "values"),
+    **dict.fromkeys(("Control", "Latency", "Measurement", "Phase", "Point", "Ratio", "Subject"), "values"),
     **dict.fromkeys(("Feeds", "measure_latency"), "measure"),
     **dict.fromkeys(("LayerTime", "profile_layers"), "profile"),
     **dict.fromkeys(("check_provider", "open_session"), "sessions"),

@@ -11,7 +11,14 @@ from skillprune.benchmark.messages import Arrays
 from skillprune.benchmark.runtimes import Once
 from skillprune.errors import DataError
 
-REFUSED: tuple[type[Exception], ...] = (state.Fail, state.InvalidArgument, state.RuntimeException, ValueError)
+# A binding's errors are plain RuntimeErrors.
+REFUSED: tuple[type[Exception], ...] = (
+    state.Fail,
+    state.InvalidArgument,
+    state.RuntimeException,
+    RuntimeError,
+    ValueError,
+)
 GRAPH = "gpu_graph_id"  # ONNX Runtime's name for which captured graph a run records or replays
 NO_GRAPH = "-1"
 NUMBERS = count(1)
@@ -38,7 +45,7 @@ def bind(session: onnxruntime.InferenceSession, feeds: Arrays, what: str) -> Onc
     try:
         run()
     except REFUSED as error:
-        raise _refusal(what, error) from error
+        raise refusal(what, error) from error
     return run
 
 
@@ -77,7 +84,7 @@ def bind_on_device(
 
         run()
     except REFUSED as error:
-        raise _refusal(what, error) from error
+        raise refusal(what, error) from error
     return run
 
 
@@ -89,7 +96,8 @@ def _wanted(session: onnxruntime.InferenceSession, feeds: Arrays, what: str) -> 
     return {name: feeds[name] for name in names}
 
 
-def _refusal(what: str, error: Exception) -> DataError:
+def refusal(what: str, error: Exception) -> DataError:
+    """What to raise when ONNX Runtime refused to run ``what``."""
     return DataError(f"{what}: ONNX Runtime cannot run this shape: {error}")
 
 

@@ -13,8 +13,8 @@ import transformers
 from transformers import AutoConfig, PreTrainedModel
 
 from skillprune.benchmark.messages import Arrays
-from skillprune.benchmark.runtimes import Once
-from skillprune.benchmark.values import Subject
+from skillprune.benchmark.runtimes import Once, only_forward
+from skillprune.benchmark.values import Phase, Subject
 from skillprune.checkpoint import read_record
 from skillprune.checkpoint.reading import unpad_, without_code_
 from skillprune.errors import CheckpointError, DataError, ProviderUnavailable
@@ -50,8 +50,9 @@ class OpenedModel:
         """How long OpenMP's threads go on spinning, rounded up."""
         return UNTIL_THREADS_SLEEP_S
 
-    def feed(self, inputs: Arrays, what: str) -> Once:
+    def feed(self, inputs: Arrays, what: str, phase: Phase) -> Once:
         """Runs on inputs that lie on the model's device; a run returns the model's outputs, see `Opened.feed`."""
+        only_forward(phase, what)
         known = set(inspect.signature(self.model.forward).parameters)
         tensors = {
             name: torch.from_numpy(array).to(self.model.device) for name, array in inputs.items() if name in known

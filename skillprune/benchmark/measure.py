@@ -14,7 +14,7 @@ from skillprune.benchmark.processes import ISOLATION, Facts, Inputs, open_worker
 from skillprune.benchmark.runtimes import RUNTIMES, open_here
 from skillprune.benchmark.statistics import paired_speedup, signed_rank_p
 from skillprune.benchmark.timing import Controlled, Prepare, Run, Samples, Shape, measure_controlled, timed
-from skillprune.benchmark.values import Control, Latency, Measurement, Ratio, Subject
+from skillprune.benchmark.values import Control, Latency, Measurement, Phase, Point, Ratio, Subject
 from skillprune.progress import Progress, silent
 
 Feeds = Callable[[int, int], Mapping[str, NDArray[np.generic]]]
@@ -33,6 +33,7 @@ def measure_latency(
     seed: int,
     progress: Progress = silent,
     isolated: bool = True,
+    phases: Sequence[Phase] = ("forward",),
 ) -> Latency:
     """Times every subject at every shape and compares each with the first one, the reference.
 
@@ -54,6 +55,7 @@ def measure_latency(
         progress: called after every round.
         isolated: off, ONNX files are all opened in this process: for many small ones, for which starting processes
             would take longer than timing them.
+        phases: what runs do at every shape; all but ``forward`` need writers, see `Point`.
 
     Raises:
         ValueError: no subject, two subjects of one name and variant, no round, an unknown runtime, or PyTorch in a
@@ -64,13 +66,13 @@ def measure_latency(
         ResourceFailure: the process of a subject died.
     """
     _check(subjects, rounds, isolated)
-    distinct = tuple(dict.fromkeys(shapes))
-    inputs = [Inputs(f"{batch} x {sequence}", feeds(batch, sequence)) for batch, sequence in distinct]
-    bench = _Bench(tuple(subjects), distinct, [Facts() for _ in (*subjects, "control")], threads, provider, seed)
+    points = tuple(Point(*shape, phase) for shape in dict.fromkeys(shapes) for phase in phases)
+    inputs = [Inputs(point, feeds(point.batch, point.sequence)) for point in points]
+    bench = _Bench(tuple(subjects), points, [Facts() for _ in (*subjects, "control")], threads, provider, seed)
     place = open_worker if isolated else _open_shared
     found = measure_controlled(
         bench.openers(place, inputs),
-        [Shape(f"measuring {each.name}", (seed, *shape)) for each, shape in zip(inputs, distinct, strict=True)],
+        [Shape(f"measuring {point}", (seed, point.batch, point.sequence)) for point in points],
         rounds=rounds,
         seed=seed,
         progress=progress,
@@ -95,7 +97,8 @@ def _open_shared(
     facts.provider, facts.version = opened.provider, opened.version
 
     def prepare(shape: int) -> Run:
-        return timed(opened.feed(shapes[shape].arrays, f"{subject.path} at {shapes[shape].name}"))
+        point, arrays = shapes[shape].point, shapes[shape].arrays
+        return timed(opened.feed(arrays, f"{subject.path} at {point}", point.phase))
 
     yield prepare
 
@@ -105,7 +108,7 @@ class _Bench:
     """What is timed, and what was learnt of every column: the subjects, and the control as the last one."""
 
     subjects: tuple[Subject, ...]
-    shapes: tuple[tuple[int, int], ...]
+    points: tuple[Point, ...]
     facts: Sequence[Facts]
     threads: int
     provider: str
@@ -122,19 +125,20 @@ class _Bench:
         ]
 
     def controls(self, found: Sequence[Controlled]) -> Iterator[Control]:
-        """One for every shape."""
-        for (batch, sequence), each in zip(self.shapes, found, strict=True):
+        """One for every point."""
+        for point, each in zip(self.points, found, strict=True):
             openings, rounds, _ = each.samples.ms.shape
-            yield Control(batch, sequence, each.ratio, openings, openings * rounds, each.retries)
+            kept = each.ratio, openings, openings * rounds, each.retries
+            yield Control(point.batch, point.sequence, *kept, phase=point.phase)
 
     def measurements(self, found: Sequence[Controlled]) -> Iterator[Measurement]:
-        """One for every subject at every shape; the control's column is left out."""
-        for shape, each in enumerate(found):
+        """One for every subject at every point; the control's column is left out."""
+        for place, each in enumerate(found):
             for column in range(len(self.subjects)):
-                yield self._measurement(shape, column, each.samples)
+                yield self._measurement(place, column, each.samples)
 
-    def _measurement(self, shape: int, column: int, samples: Samples) -> Measurement:
-        subject, facts, (batch, sequence) = self.subjects[column], self.facts[column], self.shapes[shape]
+    def _measurement(self, place: int, column: int, samples: Samples) -> Measurement:
+        subject, facts, (batch, sequence, phase) = self.subjects[column], self.facts[column], self.points[place]
         pair = samples.ms[..., 0], samples.ms[..., column]
         return Measurement(
             subject=subject.name,
@@ -150,6 +154,7 @@ class _Bench:
             speedup=paired_speedup(*pair, seed=(self.seed, batch, sequence)) if column else Ratio(1.0, 1.0, 1.0),
             repeats=samples.repeats,
             p_value=signed_rank_p(*pair) if column else None,
-            peak_rss_mib=facts.peak_mib(shape),
+            peak_rss_mib=facts.peak_mib(place),
             runtime_version=facts.version,
+            phase=phase,
         )

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from skillprune.benchmark.messages import ERRORS, Arrays, receive, send
 from skillprune.benchmark.timing import Prepare, Run
-from skillprune.benchmark.values import Subject
+from skillprune.benchmark.values import Point, Subject
 from skillprune.errors import ResourceFailure
 
 ISOLATION = "one process per subject, its idle threads asleep between runs"
@@ -25,9 +25,9 @@ SAID = 2000  # bytes of a dead worker's last words that are repeated
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a shape feeds to all subjects, and how errors name it (``1 x 128``)."""
+    """What is run, and what it feeds to all subjects."""
 
-    name: str
+    point: Point
     arrays: Arrays
 
 
@@ -84,7 +84,8 @@ def open_worker(
                 opened = worker.hear()
                 facts.provider, facts.version = opened["provider"], opened["version"]
                 waiting = False
-            worker.ask({"do": "feed", "what": f"{subject.path} at {shapes[shape].name}"}, shapes[shape].arrays)
+            point, arrays = shapes[shape].point, shapes[shape].arrays
+            worker.ask({"do": "feed", "what": f"{subject.path} at {point}", "phase": point.phase}, arrays)
             peaks = facts.peaks_mib.setdefault(shape, [])
             peaks.append(None)
 

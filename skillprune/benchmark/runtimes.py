@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Protocol
 
 from skillprune.benchmark.messages import Arrays
-from skillprune.benchmark.values import Subject
+from skillprune.benchmark.values import Phase, Subject
 
 Once = Callable[[], object]
 
@@ -30,15 +30,17 @@ class Opened(Protocol):
     @property
     def settles_s(self) -> float: ...
 
-    def feed(self, inputs: Arrays, what: str) -> Once:
+    def feed(self, inputs: Arrays, what: str, phase: Phase) -> Once:
         """A callable that runs the model once on these inputs and waits for all outputs, after a run that worked.
 
         Args:
             inputs: name to array; those that the model does not know are left out.
             what: names model and shape in errors.
+            phase: what a run is.
 
         Raises:
             DataError: an input is missing, or the model refuses the inputs.
+            ValueError: the model has no such phase.
         """
         ...
 
@@ -46,6 +48,16 @@ class Opened(Protocol):
 # Modules of this package, each with a function `open_subject(subject, threads, provider)`; imported when asked for, so
 # that a process that times one library does not hold the other in memory.
 RUNTIMES = {"onnxruntime": "sessions", "torch": "eager", "torch-compile": "eager"}
+
+
+def only_forward(phase: Phase, what: str) -> None:
+    """Refuses phases of models that write.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if phase != "forward":
+        raise ValueError(f"{what}: only the directories of ONNX writers write tokens, so nothing else has a {phase}")
 
 
 def open_here(subject: Subject, *, threads: int, provider: str) -> Opened:
@@ -60,6 +72,7 @@ def open_here(subject: Subject, *, threads: int, provider: str) -> Opened:
         ProviderUnavailable: the provider is unknown, not installed, or not the one that runs.
         CheckpointError: the file or directory is missing or unreadable.
     """
-    module = import_module(f"skillprune.benchmark.{RUNTIMES[subject.runtime]}")
+    writes = subject.runtime == "onnxruntime" and subject.path.is_dir()
+    module = import_module(f"skillprune.benchmark.{'writers' if writes else RUNTIMES[subject.runtime]}")
     opened: Opened = module.open_subject(subject, threads, provider)
     return opened

@@ -10,8 +10,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from skillprune.benchmark.binding import bind, bind_on_device
 from skillprune.benchmark.messages import Arrays
-from skillprune.benchmark.runtimes import Once
-from skillprune.benchmark.values import Subject
+from skillprune.benchmark.runtimes import Once, only_forward
+from skillprune.benchmark.values import Phase, Subject
 from skillprune.errors import CheckpointError, ProviderUnavailable
 
 # ONNX Runtime needs the CPU provider in the list even for CUDA: shape arithmetic always runs there.
@@ -73,8 +73,9 @@ class OpenedFile:
         """None at all: `_options` has threads stop."""
         return 0.0
 
-    def feed(self, inputs: Arrays, what: str) -> Once:
+    def feed(self, inputs: Arrays, what: str, phase: Phase) -> Once:
         """Runs on inputs in the memory where the provider computes, see `Opened.feed`."""
+        only_forward(phase, what)
         if self.provider == "cuda":
             return bind_on_device(self.session, inputs, what, device="cuda", capture=self.capture)
         return bind(self.session, inputs, what)

@@ -4,8 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
+
+Phase = Literal["forward", "first token", "next token"]
+
+
+class Point(NamedTuple):
+    """What is run: inputs of a size, and of models that write what they do with them.
+
+    Attributes:
+        batch: examples per run.
+        sequence: tokens per example.
+        phase: ``forward`` is one pass; ``first token`` reads the texts and says what comes first, ``next token`` is the
+            step after that.
+    """
+
+    batch: int
+    sequence: int
+    phase: Phase = "forward"
+
+    def __str__(self) -> str:
+        size = f"{self.batch} x {self.sequence}"
+        return size if self.phase == "forward" else f"{size}, {self.phase}"
 
 
 @dataclass(frozen=True)
@@ -15,7 +37,7 @@ class Subject:
     Attributes:
         name: whose it is: ``dense``, ``pruned``.
         variant: which form of it: ``fp32``.
-        path: an ONNX file, or for PyTorch a checkpoint directory.
+        path: an ONNX file, the directory of an ONNX writer, or for PyTorch that of a checkpoint.
         runtime: what runs it, a key of `skillprune.benchmark.runtimes.RUNTIMES`.
         model_class: name of the class of transformers that loads a checkpoint; empty for the one its config names.
         capture: records the kernels of a shape once as a CUDA graph and replays them; for ONNX graphs whose operators
@@ -63,6 +85,7 @@ class Measurement:
         peak_rss_mib: most memory in MiB that the subject's own process held resident, interpreter and libraries
             included, smallest over the openings; None where the process was shared or does not tell.
         runtime_version: version of the library that ran the model.
+        phase: what a run is, see `Point`.
     """
 
     subject: str
@@ -79,6 +102,12 @@ class Measurement:
     p_value: float | None = None
     peak_rss_mib: float | None = None
     runtime_version: str | None = None
+    phase: Phase = "forward"
+
+    @property
+    def point(self) -> Point:
+        """What was run."""
+        return Point(self.batch, self.sequence, self.phase)
 
     @property
     def p50_ms(self) -> float:
@@ -97,7 +126,7 @@ class Measurement:
 
     @property
     def throughput(self) -> float:
-        """Examples per second at the median latency."""
+        """Examples per second at the median latency; of the next token, tokens per second."""
         return 1000.0 * self.batch / self.p50_ms
 
     def _percentile(self, q: float) -> float:
@@ -115,6 +144,7 @@ class Control:
         openings: times that everything was opened anew in the try that was kept.
         rounds: rounds of that try, all openings together.
         retries: tries thrown away before it because their interval excluded 1.
+        phase: what a run is, see `Point`.
     """
 
     batch: int
@@ -123,6 +153,12 @@ class Control:
     openings: int
     rounds: int
     retries: int
+    phase: Phase = "forward"
+
+    @property
+    def point(self) -> Point:
+        """What was run."""
+        return Point(self.batch, self.sequence, self.phase)
 
     @property
     def ok(self) -> bool:
@@ -146,7 +182,7 @@ class Latency:
 
     def __str__(self) -> str:
         return "\n".join(
-            f"  {row.subject:<14}{row.variant:<14}{row.batch:>4} x {row.sequence:<5}{row.p50_ms:>9.2f} ms"
+            f"  {row.subject:<14}{row.variant:<14}{row.point!s:<22}{row.p50_ms:>9.2f} ms"
             f"{row.speedup.value:>8.2f}x  [{row.speedup.low:.2f}, {row.speedup.high:.2f}]"
             for row in self.measurements
         )

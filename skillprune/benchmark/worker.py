@@ -51,7 +51,7 @@ class Worker:
     def _feed(self, request: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
         if self._opened is None:
             raise ValueError("inputs came before anything was opened")
-        self._once = self._opened.feed(arrays, request["what"])
+        self._once = self._opened.feed(arrays, request["what"], request["phase"])
         # What lives now lives on, and need not be looked at again; the rest is collected between samples.
         gc.collect()
         gc.freeze()

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from ast import literal_eval
 from pathlib import Path
 
 import onnx
+
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Where torch notes the modules around a node, outermost first, and then the node itself."""
+
+MODULE_ENDS = re.compile(r"\.(?!\d)")
+"""A number belongs to the list it counts in."""
 
 SPLIT_ABOVE = 2_000_000_000
 """Bytes of a graph above which its weights go to a file of their own: protobuf cannot write more than 2 GiB."""
@@ -23,17 +31,27 @@ def size_of(path: Path) -> int:
 def settle(path: Path, *, split_above: int = SPLIT_ABOVE) -> None:
     """Gathers what an exporter wrote to the directory of ``path`` into one file, or two where it is large.
 
-    What exporters note about nodes is dropped, such as paths of source files; and shapes of inner tensors: where ONNX
-    Runtime finds them it joins additions and norms, and then runs slower on CPUs.
+    What exporters note about nodes is dropped, such as paths of source files, but for the module that a node stands in,
+    which its name begins with; and shapes of inner tensors: where ONNX Runtime finds them it joins additions and norms,
+    and then runs slower on CPUs.
     """
     model = onnx.load(path)
     for each in path.parent.iterdir():
         each.unlink()
     del model.graph.value_info[:]
     for node in model.graph.node:  # the dynamo-based exporters note where in the code each comes from
+        node.name = _module_of(node) + node.name
         del node.metadata_props[:]
         node.doc_string = ""
     save(model, path, split_above=split_above)
+
+
+def _module_of(node: onnx.NodeProto) -> str:
+    """``/bert/encoder/layer.0/output/dense/`` of a node with notes, as the TorchScript exporter begins names."""
+    notes = {note.key: note.value for note in node.metadata_props}
+    *modules, _ = literal_eval(notes.get(SCOPES, "['']"))
+    named = [module for module in modules if module and not module.startswith("_")]
+    return f"/{MODULE_ENDS.sub('/', named[-1])}/" if named else ""
 
 
 def save(model: onnx.ModelProto, path: Path, *, split_above: int = SPLIT_ABOVE) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from skillprune.report import ControlRow, LatencyRow, Report, facts, wording
+from skillprune.report import ControlRow, Report, facts, wording
 
-Shape = tuple[int, int]
+Shape = tuple[int, int, str]
 
 SAME = ("cpu", "gpu", "cores", "cpu_flags", "onnxruntime")
 """What of two environments must agree before their times may be compared."""
@@ -15,14 +15,9 @@ NOTED = ("os", "python", "torch", "transformers")
 """What of two environments may differ, and is told."""
 
 
-def shape_of(row: LatencyRow) -> Shape:
-    """Examples and tokens."""
-    return row.batch, row.sequence
-
-
 def shapes_of(report: Report) -> tuple[Shape, ...]:
     """Every shape at which the best variant was timed, in order."""
-    return tuple(dict.fromkeys(map(shape_of, facts.headline_rows(report))))
+    return tuple(dict.fromkeys(row.shape for row in facts.headline_rows(report)))
 
 
 def is_quiet(control: ControlRow) -> bool:
@@ -41,7 +36,7 @@ def unbelievable(report: Report, whose: str, *, needs_times: bool, needs_speedup
     """
     for control in report.controls:
         if not is_quiet(control):
-            where = wording.shape(control.batch, control.sequence)
+            where = wording.shape(*control.shape)
             found = f"{control.ratio:.3f} ({control.low:.3f} to {control.high:.3f})"
             yield (
                 f"the A/A control of {whose} is off at {where}: the dense file timed against itself gave {found}, "
@@ -52,12 +47,12 @@ def unbelievable(report: Report, whose: str, *, needs_times: bool, needs_speedup
         yield f"{whose} has no times of its best variant: nothing was exported, or nothing was timed"
     if not needs_speedups:
         return
-    controlled = {(control.batch, control.sequence) for control in report.controls}
+    controlled = {control.shape for control in report.controls}
     for row in rows:
-        where = wording.shape(*shape_of(row))
+        where = wording.shape(*row.shape)
         if None in (row.speedup, row.speedup_low, row.speedup_high):
             yield f"{whose} has no speed-up with an interval at {where}"
-        if shape_of(row) not in controlled:
+        if row.shape not in controlled:
             yield f"{whose} has no A/A control at {where}"
 
 

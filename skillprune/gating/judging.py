@@ -9,7 +9,6 @@ from skillprune.benchmark import Ratio, quotient
 from skillprune.evaluation import drop as drop_of
 from skillprune.evaluation import is_within
 from skillprune.gating import comparability
-from skillprune.gating.comparability import shape_of
 from skillprune.gating.values import MAX_SLOWDOWN, Check, Demands, Judgement
 from skillprune.recipe import SHARES
 from skillprune.report import LatencyRow, Report, facts, wording
@@ -127,10 +126,10 @@ def _drop(report: Report, limit: float) -> Check:
 
 def _against(report: Report, baseline: Report, slowdown: float) -> Iterator[Check]:
     """The speed-ups of two runs at every shape, each against its own dense model."""
-    before = {shape_of(row): row for row in facts.headline_rows(baseline)}
+    before = {row.shape: row for row in facts.headline_rows(baseline)}
     floor = 1.0 - slowdown
     for row in facts.headline_rows(report):
-        mine, other = _ratio(row), _ratio(before[shape_of(row)])
+        mine, other = _ratio(row), _ratio(before[row.shape])
         found = quotient(mine, other, comparisons=len(before))
         digits = _digits(found.high, floor)
         yield Check(
@@ -177,7 +176,7 @@ def _metric(report: Report) -> str:
 
 
 def _where(row: LatencyRow) -> str:
-    return wording.shape(*shape_of(row))
+    return wording.shape(*row.shape)
 
 
 def _ratio(row: LatencyRow) -> Ratio:

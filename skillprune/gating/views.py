@@ -81,8 +81,8 @@ def to_benchmark(judgement: Judgement) -> str:
     drop of the metric: it may be zero or negative, and the action divides by it.
     """
     report = judgement.report
-    off = {(each.batch, each.sequence) for each in report.controls if not is_quiet(each)}
-    rows = [row for row in facts.headline_rows(report) if row.speedup and (row.batch, row.sequence) not in off]
+    off = {each.shape for each in report.controls if not is_quiet(each)}
+    rows = [row for row in facts.headline_rows(report) if row.speedup and row.shape not in off]
     return json.dumps([_entry(report, row, judgement) for row in rows], indent=2, ensure_ascii=False) + "\n"
 
 
@@ -115,7 +115,7 @@ def _xml(text: str) -> str:
 
 def _entry(report: Report, row: LatencyRow, judgement: Judgement) -> dict[str, Any]:
     entry = {
-        "name": f"{report.task.name}, {wording.shape(row.batch, row.sequence)}",
+        "name": f"{report.task.name}, {wording.shape(*row.shape)}",
         "unit": "pruned time / dense time",
         "value": 1.0 / (row.speedup or 1.0),
     }

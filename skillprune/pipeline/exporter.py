@@ -6,26 +6,31 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from skillprune.benchmark import Latency, Subject, measure_latency, profile_layers
+from skillprune.benchmark import Latency, Phase, Subject, measure_latency, profile_layers
 from skillprune.checkpoint import Attention, Source
 from skillprune.data import Batch
-from skillprune.evaluation import Predictions
-from skillprune.export import FUSIONS, Arrays, Candidates, OnnxArtifact, export_candidates, find_backend
+from skillprune.evaluation import Outcome
+from skillprune.export import OnnxArtifact, find_backend
+from skillprune.export.generation import check_writable
 from skillprune.pipeline.choice import PRUNED
+from skillprune.pipeline.detection import Detection
 from skillprune.pipeline.directory import replacing
-from skillprune.pipeline.inputs import parity_inputs, random_inputs
+from skillprune.pipeline.graphs import Graphs
+from skillprune.pipeline.inputs import check_shapes, parity_inputs, parity_texts, random_inputs
 from skillprune.pipeline.onnx_answers import answers
 from skillprune.pipeline.planner import float32_model
-from skillprune.pipeline.results import Exports, PartTime, Tried, Variant
-from skillprune.pipeline.tournament import fastest
-from skillprune.pipeline.variants import VariantMaker, asked_variants
+from skillprune.pipeline.results import Exports, PartTime, Variant
+from skillprune.pipeline.variants import VariantMaker, Written, asked_variants
+from skillprune.pipeline.written import WriterFiles
 from skillprune.progress import Progress
 from skillprune.recipe import Recipe
 
@@ -45,6 +50,39 @@ def check_exporters(recipe: Recipe) -> None:
             find_backend(name)
 
 
+def check_exportable(recipe: Recipe, source: Source) -> None:
+    """Refuses models that cannot be exported, and shapes that they cannot run.
+
+    Raises:
+        UnsupportedArchitecture: no exporter can follow a model that writes.
+        RecipeError: a sequence is longer than the model's inputs may be.
+    """
+    if recipe.task.writes:
+        check_writable(source.model)
+    check_shapes(source.tokenizer, recipe.benchmark.shapes, more=int(recipe.task.writes))
+
+
+class Files(Protocol):
+    """What a model becomes: one graph, or the directory of a writer."""
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """What is timed of it."""
+
+    def place(self, folder: Path) -> Path:
+        """What an artefact in a folder of its own names as its path."""
+
+    def write(self, subject: str, model: PreTrainedModel, folder: Path) -> Written:
+        """Writes a model in fp32, below ``folder``.
+
+        Raises:
+            VerificationFailed: nothing that was written computes what PyTorch does.
+        """
+
+    def variants(self, source: OnnxArtifact, value: Callable[[Path], float]) -> VariantMaker:
+        """What makes other number formats, judged by their ``value`` on validation."""
+
+
 @dataclass(frozen=True, eq=False)
 class Exporter:
     """A recipe's ONNX files in one directory.
@@ -52,24 +90,31 @@ class Exporter:
     Attributes:
         recipe: the request.
         source: the dense model.
-        calibration: batches that ranges of activations are taken from.
-        validation: batches that number formats are judged on.
+        detection: how the task is put to it, and the examples that formats are calibrated and judged on.
         directory: where the files go.
         progress: told about long work.
     """
 
     recipe: Recipe
     source: Source
-    calibration: Sequence[Batch]
-    validation: Sequence[Batch]
+    detection: Detection
     directory: Path
     progress: Progress
+
+    @cached_property
+    def files(self) -> Files:
+        """What models of this kind of task become."""
+        if self.recipe.task.writes:
+            texts = parity_texts(self.source.model, self.source.tokenizer, seed=self.recipe.seed)
+            return WriterFiles(self.recipe, texts, self.progress)
+        inputs = parity_inputs(self.source.model, self.source.tokenizer, seed=self.recipe.seed)
+        return Graphs(self.recipe, inputs, self._feeds, self.detection.data.calibration, self.progress)
 
     @property
     def paths(self) -> tuple[Path, ...]:
         """Where the files go: that of the dense model, then the pruned ones, fp32 first."""
         names = (f"{DENSE}/fp32", "fp32", *asked_variants(self.recipe))
-        return tuple(self.directory / name / "model.onnx" for name in names)
+        return tuple(self.files.place(self.directory / name) for name in names)
 
     def export(self, final: Callable[[Attention], PreTrainedModel]) -> Exports:
         """Writes all files, the fastest exporter's.
@@ -81,15 +126,15 @@ class Exporter:
             VerificationFailed: no exporter wrote a file that computes what PyTorch does.
         """
         dense_path, fp32_path, *others = self.paths
-        inputs = parity_inputs(self.source.model, self.source.tokenizer, seed=self.recipe.seed)
         self.directory.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=self.directory, prefix=".candidates.") as folder:
-            dense, dense_tried, _ = self._fastest(DENSE, float32_model(self.recipe, "eager"), inputs, Path(folder))
-            pruned, pruned_tried, plain = self._fastest(PRUNED, final("eager"), inputs, Path(folder))
-            maker = VariantMaker(self.recipe, plain, self.calibration, self.validation, inputs, self.progress)
-            made = [maker.make(path.parent.name, path) for path in others]
-            fp32 = Variant(_placed(pruned, fp32_path), maker.fp32 if made else None)
-            return Exports(_placed(dense, dense_path), (fp32, *made), (*dense_tried, *pruned_tried))
+            dense = self.files.write(DENSE, float32_model(self.recipe, "eager"), Path(folder))
+            pruned = self.files.write(PRUNED, final("eager"), Path(folder))
+            maker = self.files.variants(pruned.plain, self._value)
+            names = asked_variants(self.recipe)
+            made = [maker.make(name, path) for name, path in zip(names, others, strict=True)]
+            fp32 = Variant(_placed(pruned.best, fp32_path), maker.fp32 if made else None)
+            return Exports(_placed(dense.best, dense_path), (fp32, *made), (*dense.tried, *pruned.tried))
 
     def here(self, found: Exports) -> Exports:
         """The same files; the directory may have been moved, or be called by another name, since they were made."""
@@ -114,26 +159,43 @@ class Exporter:
                 rounds=spec.rounds,
                 seed=self.recipe.seed,
                 progress=self.progress,
+                phases=self.files.phases,
             )
 
     def profile(self, exports: Exports, shipped: str) -> tuple[PartTime, ...]:
-        """Where the time of the dense and of the shipped file goes, at the shape with the most tokens."""
-        spec = self.recipe.benchmark
-        batch, sequence = max(spec.shapes, key=lambda shape: shape[0] * shape[1])
-        found: list[PartTime] = []
-        for subject, file in ((DENSE, exports.dense), (PRUNED, exports.variant(shipped).artifact)):
-            times = profile_layers(
+        """Where the time of the dense and of the shipped file goes, at the shape with the most tokens.
+
+        Nothing of models that write, whose time is spent in several graphs.
+        """
+        if self.recipe.task.writes:
+            return ()
+        batch, sequence = max(self.recipe.benchmark.shapes, key=lambda shape: shape[0] * shape[1])
+        files = ((DENSE, exports.dense), (PRUNED, exports.variant(shipped).artifact))
+        return tuple(
+            PartTime(subject, file.variant, batch, sequence, each.name, each.kind, each.ms, each.share)
+            for subject, file in files
+            for each in profile_layers(
                 file.path,
                 self._feeds(batch, sequence),
-                threads=spec.threads,
-                provider=spec.provider,
+                threads=self.recipe.benchmark.threads,
+                provider=self.recipe.benchmark.provider,
                 runs=PROFILED_RUNS,
             )
-            found += [
-                PartTime(subject, file.variant, batch, sequence, each.name, each.kind, each.ms, each.share)
-                for each in times
-            ]
-        return tuple(found)
+        )
+
+    def judge(self, variant: Variant, batches: Sequence[Batch]) -> Outcome:
+        """What a file answers on the test split."""
+        return self._answers(variant.artifact.path, batches, f"test (onnx {variant.name})")
+
+    def _value(self, path: Path) -> float:
+        """The metric of a file on validation."""
+        folder = path if path.is_dir() else path.parent
+        outcome = self._answers(path, self.detection.data.validation, f"validation ({folder.name})")
+        return outcome.value(self.recipe.task.metric)
+
+    def _answers(self, path: Path, batches: Sequence[Batch], what: str) -> Outcome:
+        metric, spec = self.recipe.task.metric, self.recipe.benchmark
+        return answers(path, self.detection.subject, batches, metric, spec, what=what, progress=self.progress)
 
     def _references(self, folder: Path) -> list[Subject]:
         """The dense model in the other runtimes that are asked for, saved for their processes to load."""
@@ -144,42 +206,17 @@ class Exporter:
         model.save_pretrained(folder)
         return [Subject(runtime, "fp32", folder, runtime, type(model).__name__) for runtime in runtimes]
 
-    def judge(self, variant: Variant, batches: Sequence[Batch]) -> Predictions:
-        """What a file answers on the test split."""
-        what = f"test (onnx {variant.name})"
-        return answers(variant.artifact.path, batches, self.recipe.benchmark, what=what, progress=self.progress)
-
-    def _fastest(
-        self, subject: str, model: PreTrainedModel, inputs: Sequence[Arrays], folder: Path
-    ) -> tuple[OnnxArtifact, tuple[Tried, ...], OnnxArtifact]:
-        """The fastest fp32 file, how all that were tried did, and the fastest one without fused operators."""
-        spec = self.recipe.export
-        found = export_candidates(
-            model,
-            inputs,
-            folder / subject,
-            backends=None if "auto" in spec.backends else spec.backends,
-            fusions=FUSIONS if spec.fusion else (),
-            progress=self.progress,
-        )
-        best, tried = fastest(
-            subject, found, self._feeds, self.recipe.benchmark, seed=self.recipe.seed, progress=self.progress
-        )
-        return best, tried, _plain(best, found, tried)
-
     def _feeds(self, batch: int, sequence: int) -> Mapping[str, NDArray[np.int64]]:
         return random_inputs(self.source.model, self.source.tokenizer, batch, sequence, seed=self.recipe.seed)
 
 
-def _plain(best: OnnxArtifact, found: Candidates, tried: Sequence[Tried]) -> OnnxArtifact:
-    """The fastest file as an exporter wrote it; ``tried`` has the fastest first."""
-    plain = {each.backend: each for each in found.passed if "+" not in each.backend}
-    return next((plain[each.exporter] for each in tried if each.exporter in plain), best)
-
-
 def _placed(artifact: OnnxArtifact, path: Path) -> OnnxArtifact:
-    """The artefact at ``path``; what its directory held before stays until the copy is whole."""
-    with replacing(path.parent) as fresh:
-        shutil.copytree(artifact.path.parent, fresh)
-        os.replace(fresh / artifact.path.name, fresh / path.name)
+    """The artefact at ``path``; what was there before stays until the copy is whole."""
+    if artifact.path.is_dir():
+        with replacing(path) as fresh:
+            shutil.copytree(artifact.path, fresh)
+    else:
+        with replacing(path.parent) as fresh:
+            shutil.copytree(artifact.path.parent, fresh)
+            os.replace(fresh / artifact.path.name, fresh / path.name)
     return replace(artifact, path=path)

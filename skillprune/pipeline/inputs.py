@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from skillprune.errors import Problem, RecipeError
+from skillprune.generation import left_padded
 
 PARITY_SHAPES = ((2, 16), (3, 29))
 """Batch and sequence of the inputs on which an ONNX file must agree with PyTorch; the first is traced."""
@@ -18,6 +19,12 @@ PARITY_SHAPES = ((2, 16), (3, 29))
 def parity_inputs(model: PreTrainedModel, tokenizer: Tokenizer, *, seed: int) -> list[dict[str, NDArray[np.int64]]]:
     """Padded inputs of `PARITY_SHAPES`."""
     return [random_inputs(model, tokenizer, *shape, seed=seed, padded=True) for shape in PARITY_SHAPES]
+
+
+def parity_texts(model: PreTrainedModel, tokenizer: Tokenizer, *, seed: int) -> list[dict[str, NDArray[np.int64]]]:
+    """Padded texts of `PARITY_SHAPES`, on the left where a model continues them."""
+    texts = parity_inputs(model, tokenizer, seed=seed)
+    return texts if model.config.is_encoder_decoder else list(map(left_padded, texts))
 
 
 def random_inputs(
@@ -45,14 +52,19 @@ def random_inputs(
     return {name: values[name] for name in tokenizer.model_input_names if name in values and name in accepted}
 
 
-def check_shapes(tokenizer: Tokenizer, shapes: tuple[tuple[int, int], ...]) -> None:
+def check_shapes(tokenizer: Tokenizer, shapes: tuple[tuple[int, int], ...], *, more: int = 0) -> None:
     """Refuses shapes the model cannot run.
+
+    Args:
+        tokenizer: knows how much the model reads.
+        shapes: (batch, sequence) pairs.
+        more: tokens that follow.
 
     Raises:
         RecipeError: a sequence is longer than the model's inputs may be.
     """
     limit = tokenizer.model_max_length
-    wanted = f"the model reads at most {limit} tokens"
-    too_long = [Problem("benchmark.shapes", str(list(shape)), wanted) for shape in shapes if shape[1] > limit]
+    wanted = f"the model reads at most {limit} tokens" + (f", {more} of which is written" if more else "")
+    too_long = [Problem("benchmark.shapes", str(list(shape)), wanted) for shape in shapes if shape[1] + more > limit]
     if too_long:
         raise RecipeError(too_long)

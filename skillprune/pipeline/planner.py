@@ -100,7 +100,7 @@ class Planner:
             note = (
                 f"the allocation {spec.allocation} will share these neurons out unevenly; `skillprune plan` shows how"
             )
-        if self.recipe.task.is_exported:
+        if self.recipe.is_exported and not self.recipe.task.writes:
             found = replace(found, latency=self._latency_table.timings(found.width_before, found.width_after))
         return replace(found, note=note)
 

@@ -21,8 +21,7 @@ from skillprune.families import find_ffns
 from skillprune.pipeline.choice import Choice, choose
 from skillprune.pipeline.detection import batches_of, detection
 from skillprune.pipeline.directory import RunDirectory, replacing, write_text
-from skillprune.pipeline.exporter import Exporter, check_exporters
-from skillprune.pipeline.inputs import check_shapes
+from skillprune.pipeline.exporter import Exporter, check_exportable, check_exporters
 from skillprune.pipeline.planner import Planner, float32_model
 from skillprune.pipeline.processes import is_main, join_processes
 from skillprune.pipeline.recoverer import losses_of, recoverer
@@ -83,7 +82,7 @@ class Run:
             assert self.scores
 
     def _prepare(self, recipe: Recipe, cache: bool) -> None:
-        if recipe.task.is_exported:
+        if recipe.is_exported:
             check_provider(recipe.benchmark.provider)
             check_exporters(recipe)
         self.source = load_source(
@@ -95,8 +94,8 @@ class Run:
         # Before the data is read: an unknown architecture or a layer that does not exist.
         layers_of(find_ffns(self.source.model), round_to=recipe.plan.round_to, keep_layers=recipe.plan.keep_layers)
         check_form(recipe, self.source.model)
-        if recipe.task.is_exported:
-            check_shapes(self.source.tokenizer, recipe.benchmark.shapes)
+        if recipe.is_exported:
+            check_exportable(recipe, self.source)
         self.task = resolve_task(recipe.task, label_names(self.source.model))
         self.splits = load_splits(self.task, examples=recipe.scoring.examples, seed=recipe.seed)
         calibration, validation, self._test_batches = (
@@ -218,7 +217,7 @@ class Run:
     def quality(self) -> Quality:
         """The test split, read here and only here, once everything is decided."""
         assert self.recovered is not None  # the final checkpoint is there
-        if self.task.is_exported:
+        if self.recipe.is_exported:
             _ = self.exports, self.latency, self.profile
         return self.directory.stage("test", Quality, self._test)
 
@@ -299,7 +298,7 @@ class Run:
         }
         *_, shipped = outcomes.values()
         files: dict[str, Outcome] = {}
-        if self.task.is_exported:
+        if self.recipe.is_exported:
             files = {each.name: self._exporter.judge(each, self._test_batches) for each in self.exports.variants}
             shipped = files[self.choice.variant]
         return Quality(
@@ -310,10 +309,7 @@ class Run:
 
     @property
     def _exporter(self) -> Exporter:
-        data = self._detection.data
-        return Exporter(
-            self.recipe, self.source, data.calibration, data.validation, self.directory.path / "onnx", self.progress
-        )
+        return Exporter(self.recipe, self.source, self._detection, self.directory.path / "onnx", self.progress)
 
     def _final_model(self, attention: Attention = "sdpa") -> PreTrainedModel:
         return self._load(self._model_path, attention)
@@ -329,9 +325,9 @@ class Run:
             raise RecipeError([self.recipe.located(Problem("model.device_map", "", wanted))])
 
     def _refuse_unexported(self) -> None:
-        if not self.task.is_exported:
-            wanted = "models of this kind are pruned and recovered, and not exported or timed"
-            raise RecipeError([self.recipe.located(Problem("task.type", self.task.type, wanted))])
+        if not self.recipe.is_exported:
+            wanted = "no ONNX file is asked for; export: {variants: [fp32]} asks for one"
+            raise RecipeError([self.recipe.located(Problem("export.variants", "[]", wanted))])
 
 
 def _files_of(checkpoint: Path) -> list[Path]:

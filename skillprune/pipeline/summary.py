@@ -59,7 +59,7 @@ def build_report(run: Run) -> paper.Report:
 
 def _exported(run: Run) -> dict[str, Any]:
     """The parts of a report that speak of ONNX files."""
-    if not run.task.is_exported:
+    if not run.recipe.is_exported:
         return {"artifacts": (), "best": None, "latency": (), "controls": ()}
     dense = run.exports.dense.bytes
     return {
@@ -190,7 +190,7 @@ def _artifact(variant: Variant, dense_bytes: int, directory: Path) -> paper.Arti
 
 def latency_row(row: Measurement) -> paper.LatencyRow:
     """A measurement as the report has it."""
-    same = ("subject", "variant", "runtime", "provider", "provider_asked", "batch", "sequence", "threads")
+    same = ("subject", "variant", "runtime", "provider", "provider_asked", "batch", "sequence", "phase", "threads")
     computed = ("p50_ms", "p90_ms", "p99_ms", "throughput", "p_value", "peak_rss_mib", "runtime_version")
     return paper.LatencyRow.model_validate(
         {
@@ -208,6 +208,7 @@ def control_row(control: Control) -> paper.ControlRow:
     return paper.ControlRow(
         batch=control.batch,
         sequence=control.sequence,
+        phase=control.phase,
         ratio=control.ratio.value,
         low=control.ratio.low,
         high=control.ratio.high,
@@ -257,10 +258,8 @@ def _stage(record: StageRecord) -> paper.Stage:
 def _verdict(run: Run) -> paper.Verdict:
     demand = run.recipe.demand
     reasons = unmet_plan(run.plan)
-    if run.task.is_exported:
-        reasons += failed_files(
-            demand, run.plan, run.exports, run.latency, run.choice, asked=run.recipe.export.variants
-        )
+    if run.recipe.is_exported:
+        reasons += failed_files(demand, run.plan, run.exports, run.latency, run.choice, asked=run.recipe.variants)
     reasons += too_wrong(demand, run.task.metric, run.quality.comparison)
     return paper.Verdict(
         ok=not reasons,

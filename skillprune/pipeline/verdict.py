@@ -90,7 +90,7 @@ def _refused(exports: Exports, choice: Choice, asked: Collection[str]) -> Iterat
 
 def _restless(latency: Latency) -> Sequence[str]:
     return tuple(
-        f"the dense file timed against itself at {control.batch} x {control.sequence} gave {control.ratio.value:.3f} "
+        f"the dense file timed against itself at {control.point} gave {control.ratio.value:.3f} "
         f"[{control.ratio.low:.3f}, {control.ratio.high:.3f}] after {control.retries} retries: this machine is too "
         "busy to measure on"
         for control in latency.controls
@@ -102,7 +102,7 @@ def _too_slow(demand: DemandSpec, variant: str, latency: Latency) -> Sequence[st
     if demand.min_speedup is None:
         return ()
     return tuple(
-        f"speed-up at {each.batch} x {each.sequence} is {each.speedup.value:.3f} "
+        f"speed-up at {each.point} is {each.speedup.value:.3f} "
         f"[{each.speedup.low:.3f}, {each.speedup.high:.3f}]; its lower end must reach {demand.min_speedup:g}"
         for each in latency.measurements
         if (each.subject, each.variant) == (PRUNED, variant) and each.speedup.low < demand.min_speedup

@@ -31,7 +31,7 @@ from skillprune.recipe.stages import (
     RepairSpec,
     ScoringSpec,
 )
-from skillprune.recipe.task import EXPORTED_TYPES, TaskSpec
+from skillprune.recipe.task import ONE_PASS_TYPES, TaskSpec
 
 
 class Recipe(Spec):
@@ -57,7 +57,9 @@ class Recipe(Spec):
     checkpoint: CheckpointSpec = Field(
         default_factory=CheckpointSpec, description="How the pruned checkpoint is written."
     )
-    export: ExportSpec = Field(default_factory=ExportSpec, description="Which ONNX files are written.")
+    export: ExportSpec = Field(
+        default_factory=ExportSpec, validate_default=True, description="Which ONNX files are written."
+    )
     benchmark: BenchmarkSpec = Field(default_factory=BenchmarkSpec, description="How latency is measured.")
     demand: DemandSpec = Field(
         default_factory=DemandSpec, description="What must hold for the run to count as a success."
@@ -94,19 +96,58 @@ class Recipe(Spec):
             )
         return checkpoint
 
-    @field_validator("plan", "demand")
+    @field_validator("plan")
     @classmethod
-    def _can_be_timed(cls, section: PlanSpec | DemandSpec, info: ValidationInfo) -> PlanSpec | DemandSpec:
+    def _can_be_planned(cls, plan: PlanSpec, info: ValidationInfo) -> PlanSpec:
         task = info.data.get("task")
-        if task is None or task.is_exported:
-            return section
-        field = "speedup" if isinstance(section, PlanSpec) else "min_speedup"
-        if getattr(section, field) is not None:
+        if plan.speedup is not None and task is not None and task.writes:
             raise ValueError(
-                f"{field} needs models that are exported and timed, which are those of {' and '.join(EXPORTED_TYPES)}; "
-                f"a {task.type} model is only made smaller"
+                f"speedup needs models that say all at once, which are those of {' and '.join(ONE_PASS_TYPES)}; give a "
+                f"{task.type} model another budget"
             )
-        return section
+        return plan
+
+    @field_validator("export")
+    @classmethod
+    def _suits_the_task(cls, export: ExportSpec, info: ValidationInfo) -> ExportSpec:
+        task, plan = info.data.get("task"), info.data.get("plan")
+        if task is None:
+            return export
+        if export.variants is None:
+            export = export.model_copy(update={"variants": ("fp32",) if task.type == "text-classification" else ()})
+        if not export.variants and plan is not None and plan.speedup is not None:
+            raise ValueError("variants: [] exports nothing, and plan.speedup needs files to time; add fp32")
+        if task.writes and "int8-static" in (export.variants or ()):
+            raise ValueError(f"int8-static has no ranges for the caches of {task.type} models; choose int8-dynamic")
+        if task.writes and not set(export.backends) <= {"auto", "torchscript"}:
+            raise ValueError(f"only torchscript exports the caches of {task.type} models; choose it, or auto")
+        return export
+
+    @field_validator("benchmark")
+    @classmethod
+    def _has_references(cls, benchmark: BenchmarkSpec, info: ValidationInfo) -> BenchmarkSpec:
+        task = info.data.get("task")
+        if benchmark.references and task is not None and task.writes:
+            raise ValueError(f"references are timed where models say all at once; leave them out for {task.type}")
+        return benchmark
+
+    @field_validator("demand")
+    @classmethod
+    def _can_be_measured(cls, demand: DemandSpec, info: ValidationInfo) -> DemandSpec:
+        export = info.data.get("export")
+        if demand.min_speedup is not None and export is not None and not export.variants:
+            raise ValueError("min_speedup needs ONNX files to time; add export: {variants: [fp32]}, or leave it out")
+        return demand
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Number formats that are asked for, as the recipe has them; none where nothing is exported."""
+        return self.export.variants or ()
+
+    @property
+    def is_exported(self) -> bool:
+        """Whether ONNX files are made and timed."""
+        return bool(self.variants)
 
     @model_validator(mode="wrap")
     @classmethod

@@ -261,7 +261,6 @@ def _auto_alone(names: tuple[str, ...]) -> tuple[str, ...]:
 
 _Variants = Annotated[
     tuple[_AutoOrVariant, ...],
-    Field(min_length=1),
     AfterValidator(without_repeats),
     AfterValidator(_auto_alone),
     BeforeValidator(_listed, json_schema_input_type=_AutoOrVariant | list[_AutoOrVariant]),
@@ -278,12 +277,13 @@ _Backends = Annotated[
 class ExportSpec(Spec):
     """Which ONNX files are written."""
 
-    variants: _Variants = Field(
-        default=("fp32",),
-        description="Number formats of the ONNX files. `fp32` is always written, as what the others are made from. The "
-        "fastest one that holds `max_drop` is named best; one that was asked for by name and is refused fails the run. "
-        "`auto` tries those that suit the provider: int8 on CPUs, fp16 on GPUs.",
-        examples=["auto", ["fp32", "int8-dynamic"]],
+    variants: _Variants | None = Field(
+        default=None,
+        description="Number formats of the ONNX files; none at all (`[]`) exports nothing and times nothing. Null is "
+        "`fp32` for `text-classification`, and none for the other kinds of task. `fp32` is always written, as what the "
+        "others are made from. The fastest one that holds `max_drop` is named best; one that was asked for by name and "
+        "is refused fails the run. `auto` tries those that suit the provider: int8 on CPUs, fp16 on GPUs.",
+        examples=["auto", ["fp32", "int8-dynamic"], []],
     )
     backends: _Backends = Field(
         default=("auto",),

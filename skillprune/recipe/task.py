@@ -15,8 +15,8 @@ Metric = Literal["accuracy", "macro_f1", "loss", "perplexity", "exact_match"]
 SHARES = ("accuracy", "macro_f1", "exact_match")
 """Metrics between 0 and 1, of which higher is better; of the others lower is."""
 
-#: Kinds whose models are exported to ONNX and timed.
-EXPORTED_TYPES = ("text-classification",)
+#: Kinds whose models say all at once; the others write, token after token.
+ONE_PASS_TYPES = ("text-classification", "masked-lm")
 
 #: Kinds whose classes are words that a language model predicts after a template.
 PROMPT_TYPES = ("masked-lm", "causal-lm")
@@ -194,9 +194,9 @@ class TaskSpec(Spec):
         return metric
 
     @property
-    def is_exported(self) -> bool:
-        """Whether models of this kind are exported to ONNX and timed."""
-        return self.type in EXPORTED_TYPES
+    def writes(self) -> bool:
+        """Whether models of this kind write, token after token."""
+        return self.type not in ONE_PASS_TYPES
 
 
 def _prompt_kind(key: str, value: object, info: ValidationInfo) -> str | None:

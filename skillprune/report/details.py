@@ -186,7 +186,7 @@ def latency(report: Report) -> str:
     rows = [
         [
             f"{wording.plain(row.subject)} {wording.plain(row.variant)}",
-            wording.shape(row.batch, row.sequence),
+            wording.shape(*row.shape),
             *(wording.milliseconds(value) for value in (row.p50_ms, row.p90_ms, row.p99_ms)),
             wording.significant(row.throughput),
             facts.speed_with_interval(row),
@@ -212,13 +212,13 @@ def latency(report: Report) -> str:
 
 def _against_references(report: Report) -> Iterator[str]:
     """How many times faster the shipped file is than the dense model in other runtimes."""
-    shipped = {(row.batch, row.sequence): row for row in facts.headline_rows(report)}
+    shipped = {row.shape: row for row in facts.headline_rows(report)}
     found: dict[str, list[str]] = {}
     for row in report.latency:
-        best = shipped.get((row.batch, row.sequence))
+        best = shipped.get(row.shape)
         if row.runtime != "onnxruntime" and best is not None:
             times = wording.ratio(row.p50_ms / best.p50_ms)
-            found.setdefault(row.runtime, []).append(f"{times} at {wording.shape(row.batch, row.sequence)}")
+            found.setdefault(row.runtime, []).append(f"{times} at {wording.shape(*row.shape)}")
     for runtime, ratios in found.items():
         yield f"The shipped file against the dense model in {wording.plain(runtime)}, medians: {', '.join(ratios)}."
 
@@ -233,7 +233,7 @@ def profile(report: Report) -> str:
     ]
     first = report.profile[0]
     text = (
-        f"By ONNX Runtime's profiler at {wording.shape(first.batch, first.sequence)}; it slows every operator down a "
+        f"By ONNX Runtime's profiler at {wording.shape(*first.shape)}; it slows every operator down a "
         "little. The report's JSON has it layer by layer. Of what an optimiser fused, operators tell the part."
     )
     return f"{text}\n\n{wording.table(['part', 'dense', 'pruned'], rows)}"
@@ -248,7 +248,7 @@ def controls(report: Report) -> str:
     """The identical-pair control of every shape."""
     rows = [
         [
-            wording.shape(row.batch, row.sequence),
+            wording.shape(*row.shape),
             wording.ratio(row.ratio),
             wording.interval(row.low, row.high),
             str(row.retries),

@@ -29,7 +29,7 @@ def headline_rows(report: Report) -> tuple[LatencyRow, ...]:
 def dense_row(report: Report, row: LatencyRow) -> LatencyRow | None:
     """The dense reference that ``row`` is compared with: same shape, fp32."""
     for other in report.latency:
-        if (other.subject, other.variant) == ("dense", "fp32") and _shape(other) == _shape(row):
+        if (other.subject, other.variant) == ("dense", "fp32") and other.shape == row.shape:
             return other
     return None
 
@@ -95,7 +95,7 @@ def not_faster(report: Report) -> str | None:
     slow = [row for row in headline_rows(report) if (row.speedup_low or 0.0) <= 1.0]
     if not slow:
         return None
-    named = "; ".join(f"{wording.shape(row.batch, row.sequence)}: {_slowness(row)}" for row in slow)
+    named = "; ".join(f"{wording.shape(*row.shape)}: {_slowness(row)}" for row in slow)
     return f"This model did not get faster at {named}."
 
 
@@ -147,10 +147,6 @@ def treatment(report: Report) -> str:
     return trained + repaired
 
 
-def _shape(row: LatencyRow) -> tuple[int, int]:
-    return row.batch, row.sequence
-
-
 def _demanded(demand: Demand, metric: str) -> str:
     parts = []
     if demand.min_speedup is not None:
@@ -171,7 +167,7 @@ def _measured(report: Report) -> str:
         return f"{lost}, no speed"
     # The demand looks at lower ends, so the shape that decides is the one with the lowest of them.
     decisive = min(compared, key=lambda row: row.speedup_low or row.speedup or 0.0)
-    where = wording.shape(decisive.batch, decisive.sequence)
+    where = wording.shape(*decisive.shape)
     return f"{speed_with_interval(decisive)} at {where}, the smallest speed-up; {lost}"
 
 
@@ -196,5 +192,5 @@ def _restless(report: Report) -> Iterator[str]:
     for control in report.controls:
         if not control.ok:
             found = f"{wording.ratio(control.ratio)}, {wording.interval(control.low, control.high)}"
-            where = wording.shape(control.batch, control.sequence)
+            where = wording.shape(*control.shape)
             yield f"The identical-pair control is off at {where} ({found}): do not trust the speed-up there."

@@ -96,7 +96,7 @@ def _speed_rows(report: Report) -> Iterator[list[str]]:
     for row in facts.headline_rows(report):
         dense = facts.dense_row(report, row)
         before = "-" if dense is None else wording.milliseconds(dense.p50_ms)
-        name = f"median time at {wording.shape(row.batch, row.sequence)}"
+        name = f"median time at {wording.shape(*row.shape)}"
         yield [name, before, wording.milliseconds(row.p50_ms), facts.speed_with_interval(row)]
     yield from _memory_rows(report)
 
@@ -109,7 +109,7 @@ def _memory_rows(report: Report) -> Iterator[list[str]]:
     row = max(told, key=lambda each: each.peak_rss_mib or 0.0)
     dense = facts.dense_row(report, row)
     if dense is not None and dense.peak_rss_mib is not None and row.peak_rss_mib is not None:
-        name = f"peak memory at {wording.shape(row.batch, row.sequence)}"
+        name = f"peak memory at {wording.shape(*row.shape)}"
         change = wording.change(dense.peak_rss_mib, row.peak_rss_mib)
         yield [name, wording.mebibytes(dense.peak_rss_mib), wording.mebibytes(row.peak_rss_mib), change]
 

@@ -92,7 +92,7 @@ def _measured(report: Report) -> str:
     values |= {f"ONNX {wording.plain(variant)}": value for variant, value in test.onnx.items()}
     rows = [[f"{name}, {what}", metrics.value(quality.metric, value)] for what, value in values.items()]
     rows.extend(
-        [f"speed-up at {wording.shape(row.batch, row.sequence)}", facts.speed_with_interval(row)]
+        [f"speed-up at {wording.shape(*row.shape)}", facts.speed_with_interval(row)]
         for row in facts.headline_rows(report)
     )
     difference = (

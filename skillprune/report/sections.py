@@ -223,7 +223,27 @@ class Best(Section):
     why: str = Field(description="Why it was chosen, one sentence.")
 
 
-class LatencyRow(Section):
+Phase = Literal["forward", "first token", "next token"]
+_PHASE = (
+    "What a run does: forward is one pass; of models that write, first token reads the text, next token is the step "
+    "after it. Additional, optional."
+)
+
+
+class _Timed(Section):
+    """What was run."""
+
+    batch: Size = Field(description="Examples per batch.")
+    sequence: Size = Field(description="Tokens per example.")
+    phase: Phase = Field(default="forward", description=_PHASE)
+
+    @property
+    def shape(self) -> tuple[int, int, str]:
+        """Examples, tokens, and the phase."""
+        return self.batch, self.sequence, self.phase
+
+
+class LatencyRow(_Timed):
     """One subject at one shape. Speed-ups are against the dense fp32 ONNX file, rounds interleaved."""
 
     subject: str = Field(description="dense, pruned, or another subject such as torch.")
@@ -231,14 +251,14 @@ class LatencyRow(Section):
     runtime: str = Field(description="What executed the model, such as onnxruntime.")
     provider: str = Field(description="Execution provider that really ran.")
     provider_asked: str = Field(description="Execution provider that was asked for.")
-    batch: Size = Field(description="Examples per batch.")
-    sequence: Size = Field(description="Tokens per example.")
     threads: Size = Field(description="Threads given to the runtime.")
     rounds: Size = Field(description="Measured rounds, warm-up not counted.")
     p50_ms: Positive = Field(description="Median time per batch in milliseconds.")
     p90_ms: Positive = Field(description="90th percentile of the time per batch in milliseconds.")
     p99_ms: Positive = Field(description="99th percentile of the time per batch in milliseconds.")
-    throughput: Positive = Field(description="Examples per second at the median time.")
+    throughput: Positive = Field(
+        description="Examples per second at the median time; of the next token, tokens per second."
+    )
     speedup: Positive | None = Field(description="Dense time over this time; null where there is no comparison.")
     speedup_low: Positive | None = Field(description="Lower end of the speed-up's 95 % interval; null like speedup.")
     speedup_high: Positive | None = Field(description="Upper end of the speed-up's 95 % interval; null like speedup.")
@@ -255,13 +275,11 @@ class LatencyRow(Section):
     runtime_version: str | None = Field(default=None, description="Version of the runtime. Additional, optional.")
 
 
-class ProfileRow(Section):
+class ProfileRow(_Timed):
     """What a part of a file takes of a run, by the runtime's own profiler."""
 
     subject: str = Field(description="dense or pruned.")
     variant: str = Field(description="fp32, fp16, int8-dynamic, ...")
-    batch: Size = Field(description="Examples per batch.")
-    sequence: Size = Field(description="Tokens per example.")
     part: str = Field(description="Such as layer 0 ffn, or embeddings; an operator where a file does not tell more.")
     kind: Literal["attention", "ffn", "layer", "embeddings", "head", "operator"] = Field(
         description="What the part is; layer is of a block, but neither attention nor FFN."
@@ -270,11 +288,9 @@ class ProfileRow(Section):
     share: Share = Field(description="Of the time of all operators.")
 
 
-class ControlRow(Section):
+class ControlRow(_Timed):
     """The dense file timed against itself (A/A): an interval away from 1.0 says that the machine was too restless."""
 
-    batch: Size = Field(description="Examples per batch.")
-    sequence: Size = Field(description="Tokens per example.")
     ratio: Positive = Field(description="Time of one copy over time of the other.")
     low: Positive = Field(description="Lower end of the ratio's interval, corrected for the number of shapes.")
     high: Positive = Field(description="Upper end of the ratio's interval, corrected for the number of shapes.")

@@ -96,9 +96,9 @@ def change(before: float, after: float) -> str:
     return f"{100 * (after / before - 1):+.1f} %" if before else "-"
 
 
-def shape(batch: int, sequence: int) -> str:
-    """8 x 128: examples by tokens."""
-    return f"{batch} x {sequence}"
+def shape(batch: int, sequence: int, phase: str = "forward") -> str:
+    """8 x 128: examples by tokens; of models that write also which token."""
+    return f"{batch} x {sequence}" if phase == "forward" else f"{batch} x {sequence}, {phase}"
 
 
 def metric_name(name: str) -> str:

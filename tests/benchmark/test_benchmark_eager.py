@@ -13,7 +13,7 @@ import torch
 from tiny import tiny_bert, tiny_distilbert
 from transformers import PreTrainedModel
 
-from skillprune.benchmark import Subject
+from skillprune.benchmark import Point, Subject
 from skillprune.benchmark.eager import load, open_subject
 from skillprune.benchmark.processes import Facts, Inputs, open_worker
 from skillprune.checkpoint import save_pruned
@@ -53,7 +53,7 @@ def test_a_run_answers_what_the_model_answers(make: Any, model_class: str, tmp_p
     model = make()
     subject = Subject("dense", "fp32", saved(model, tmp_path), "torch", model_class)
     opened = open_subject(subject, 1, "cpu")
-    run: Any = opened.feed(inputs(), "")
+    run: Any = opened.feed(inputs(), "", "forward")
     torch.testing.assert_close(run().logits, answers(model, inputs()))
     assert (opened.provider, opened.version, torch.get_num_threads()) == ("cpu", torch.__version__, 1)
     assert not run().logits.requires_grad
@@ -64,7 +64,7 @@ def test_a_compiled_model_answers_the_same(tmp_path: Path) -> None:
     opened = open_subject(Subject("dense", "fp32", saved(model, tmp_path), "torch-compile"), 1, "cpu")
     assert type(opened.call).__name__ == "OptimizedModule"
     with torch.compiler.set_stance("force_eager"):  # what the compiler makes of it is PyTorch's to test, and slow
-        run: Any = opened.feed(inputs(), "")
+        run: Any = opened.feed(inputs(), "", "forward")
         torch.testing.assert_close(run().logits, answers(model, inputs()), atol=1e-5, rtol=1e-4)
 
 
@@ -94,7 +94,7 @@ def test_inputs_that_do_not_fit_and_providers_that_are_not_there_are_refused(tmp
     opened = open_subject(subject, 1, "cpu")
     for wrong in ({}, {"input_ids": np.full((1, 4), 10**6)}, inputs(1, 500)):
         with pytest.raises(DataError, match="dense at 1 x 4: PyTorch cannot run this shape"):
-            opened.feed(wrong, "dense at 1 x 4")
+            opened.feed(wrong, "dense at 1 x 4", "forward")
     with pytest.raises(ProviderUnavailable, match="unknown provider 'tpu'"):
         open_subject(subject, 1, "tpu")
     if not torch.cuda.is_available():
@@ -105,7 +105,7 @@ def test_inputs_that_do_not_fit_and_providers_that_are_not_there_are_refused(tmp
 def test_a_worker_times_pytorch(tmp_path: Path) -> None:
     facts = Facts()
     subject = Subject("dense", "fp32", saved(tiny_bert(layers=1), tmp_path), "torch")
-    with open_worker(subject, [Inputs("2 x 7", inputs())], facts, threads=2, provider="cpu") as prepare:
+    with open_worker(subject, [Inputs(Point(2, 7), inputs())], facts, threads=2, provider="cpu") as prepare:
         assert prepare(0)(3) > 0
     assert (facts.provider, facts.version) == ("cpu", torch.__version__)
     assert facts.peak_mib(0) is None or facts.peak_mib(0) > 100  # PyTorch alone is larger

@@ -18,15 +18,15 @@ import psutil
 import pytest
 from ffn import HIDDEN, write_ffn
 
-from skillprune.benchmark import Subject, measure_latency
+from skillprune.benchmark import Point, Subject, measure_latency
 from skillprune.benchmark.messages import receive, send
 from skillprune.benchmark.processes import Facts, Inputs, open_worker
 from skillprune.benchmark.timing import Prepare
 from skillprune.errors import CheckpointError, DataError, ProviderUnavailable, ResourceFailure, SkillPruneError
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux tells of processes")
-MATCHING = Inputs("1 x 8", {"x": np.ones((1, 8, HIDDEN), np.float32)})
-LONG = Inputs("64 x 64", {"x": np.ones((64, 64, HIDDEN), np.float32)})
+MATCHING = Inputs(Point(1, 8), {"x": np.ones((1, 8, HIDDEN), np.float32)})
+LONG = Inputs(Point(64, 64), {"x": np.ones((64, 64, HIDDEN), np.float32)})
 GONE_AFTER_S = 60
 
 
@@ -97,8 +97,8 @@ def test_a_worker_times_itself_and_says_what_it_runs_with(file: Path) -> None:
         ("absent.onnx", MATCHING, "cpu", CheckpointError(r"absent\.onnx: no such ONNX file")),
         ("broken.onnx", MATCHING, "cpu", CheckpointError(r"broken\.onnx: ONNX Runtime cannot open this file")),
         ("ffn.onnx", MATCHING, "tpu", ProviderUnavailable("unknown provider 'tpu'")),
-        ("ffn.onnx", Inputs("1 x 2", {}), "cpu", DataError(r"ffn\.onnx at 1 x 2: the graph needs the inputs \['x'\]")),
-        ("ffn.onnx", Inputs("1 x 2", {"x": np.zeros(3, np.float32)}), "cpu", DataError("cannot run this shape")),
+        ("ffn.onnx", Inputs(Point(1, 2), {}), "cpu", DataError(r"ffn\.onnx at 1 x 2: the graph needs the")),
+        ("ffn.onnx", Inputs(Point(1, 2), {"x": np.zeros(3, np.float32)}), "cpu", DataError("cannot run this shape")),
         pytest.param(
             "ffn.onnx", MATCHING, "cuda", ProviderUnavailable("cuda is not in this ONNX Runtime"),
             marks=pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="CUDA"),
@@ -163,9 +163,9 @@ PARENT = """
 import sys, time
 from pathlib import Path
 import numpy as np, psutil
-from skillprune.benchmark import Subject
+from skillprune.benchmark import Point, Subject
 from skillprune.benchmark.processes import Facts, Inputs, open_worker
-shapes = [Inputs("1 x 8", {{"x": np.ones((1, 8, {hidden}), np.float32)}})]
+shapes = [Inputs(Point(1, 8), {{"x": np.ones((1, 8, {hidden}), np.float32)}})]
 with open_worker(Subject("dense", "fp32", Path({path!r})), shapes, Facts(), threads=1, provider="cpu") as prepare:
     prepare(0)
     print(psutil.Process().children()[0].pid, flush=True)

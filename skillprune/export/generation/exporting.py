@@ -29,6 +29,23 @@ _MOVING_ROTATIONS = ("dynamic", "longrope")
 """Rotary embeddings that change with the length of the text, by a branch that no trace can follow."""
 
 
+def check_writable(model: PreTrainedModel) -> None:
+    """Refuses models whose writing no trace can follow.
+
+    Raises:
+        UnsupportedArchitecture: it reads no texts, is a mixture of experts, or its rotary embeddings change.
+    """
+    name = type(model).__name__
+    if model.main_input_name != "input_ids":
+        raise UnsupportedArchitecture(f"{name} reads {model.main_input_name}; writers of ONNX files read texts only")
+    if any(isinstance(ffn, Mixture) for ffn in find_ffns(model)):
+        raise UnsupportedArchitecture(f"{name} sends tokens to experts, which no trace can follow: run it in PyTorch")
+    if (kind := _rotation(model.config.to_dict())) in _MOVING_ROTATIONS:
+        raise UnsupportedArchitecture(
+            f"{name} has rotary embeddings of type {kind!r}: they change with a text's length, so no trace fits all"
+        )
+
+
 def export_decoder(
     model: PreTrainedModel,
     texts: Sequence[Feeds],
@@ -55,7 +72,7 @@ def export_decoder(
         VerificationFailed: the exporter cannot write the model, or ONNX Runtime cannot load it.
         ResourceFailure: a file could not be written.
     """
-    _refuse(model, encoder_decoder=False)
+    _refuse_other(model, encoder_decoder=False)
     return _export(model, texts, directory, lambda traced: write_decoder(model, traced / DECODER), split_above)
 
 
@@ -86,7 +103,7 @@ def export_encoder_decoder(
         VerificationFailed: the exporter cannot write the model, or ONNX Runtime cannot load it.
         ResourceFailure: a file could not be written.
     """
-    _refuse(model, encoder_decoder=True)
+    _refuse_other(model, encoder_decoder=True)
     return _export(model, texts, directory, lambda traced: write_encoder_decoder(model, traced), split_above)
 
 
@@ -143,19 +160,11 @@ def _save_configs(model: PreTrainedModel, directory: Path) -> None:
     model.generation_config.save_pretrained(directory)
 
 
-def _refuse(model: PreTrainedModel, *, encoder_decoder: bool) -> None:
-    config, name = model.config, type(model).__name__
-    if bool(config.is_encoder_decoder) != encoder_decoder:
+def _refuse_other(model: PreTrainedModel, *, encoder_decoder: bool) -> None:
+    if bool(model.config.is_encoder_decoder) != encoder_decoder:
         right = "export_decoder" if encoder_decoder else "export_encoder_decoder"
-        raise UnsupportedArchitecture(f"{name} is exported by {right}")
-    if model.main_input_name != "input_ids":
-        raise UnsupportedArchitecture(f"{name} reads {model.main_input_name}; writers of ONNX files read texts only")
-    if any(isinstance(ffn, Mixture) for ffn in find_ffns(model)):
-        raise UnsupportedArchitecture(f"{name} sends tokens to experts, which no trace can follow: run it in PyTorch")
-    if (kind := _rotation(config.to_dict())) in _MOVING_ROTATIONS:
-        raise UnsupportedArchitecture(
-            f"{name} has rotary embeddings of type {kind!r}: they change with a text's length, so no trace fits all"
-        )
+        raise UnsupportedArchitecture(f"{type(model).__name__} is exported by {right}")
+    check_writable(model)
 
 
 def _rotation(config: Mapping[str, Any]) -> str | None:

@@ -48,6 +48,26 @@ def check_writer(
     return worst, allowed
 
 
+def writers_apart(first: Writer, second: Writer, texts: Sequence[Feeds], *, steps: int = STEPS) -> float:
+    """The largest difference of a logit between two writers after the same texts and the same tokens.
+
+    Args:
+        first: says which tokens follow.
+        second: writes the same ones.
+        texts: what is read.
+        steps: tokens written after each.
+    """
+    apart = 0.0
+    for feeds in texts:
+        (said, mine), (other, its) = first.read(feeds), second.read(feeds)
+        apart = max(apart, float(np.abs(said - other).max()))
+        for _ in range(steps):
+            tokens = said.argmax(axis=1)
+            (said, mine), (other, its) = first.step(tokens, mine), second.step(tokens, its)
+            apart = max(apart, float(np.abs(said - other).max()))
+    return apart
+
+
 def _answers(
     model: PreTrainedModel, writer: Writer, feeds: Feeds, steps: int
 ) -> Iterator[tuple[str, NDArray[np.float32], NDArray[np.float32]]]:
