@@ -27,6 +27,7 @@ from skillprune.progress import silent
 from skillprune.recipe import BenchmarkSpec, Recipe
 
 INT8 = ("int8-dynamic", "int8-static")
+DEFAULT = "onnxruntime-default"
 
 
 def recipe(**export: object) -> Recipe:
@@ -153,12 +154,13 @@ def test_an_exporter_that_is_not_installed_is_refused_before_anything_is_written
 
 
 def test_a_reference_is_timed_and_told(tmp_path: Path) -> None:
-    benchmark = {"shapes": [[2, 16]], "threads": 1, "rounds": 10, "references": ["torch"]}
+    benchmark = {"shapes": [[2, 16]], "threads": 1, "rounds": 10, "references": ["torch", DEFAULT]}
     report = skillprune.run(load_recipe(set_up(tmp_path, benchmark=benchmark)), tmp_path / "out")
     assert [(row.subject, row.runtime) for row in report.latency] == [
         ("dense", "onnxruntime"),
         ("pruned", "onnxruntime"),
         ("torch", "torch"),
+        (DEFAULT, DEFAULT),
     ]
     ratio = report.latency[2].p50_ms / report.latency[1].p50_ms
     told = f"The shipped file against the dense model in torch, medians: {ratio:.2f}x at 2 x 16."

@@ -45,9 +45,11 @@ class Opened(Protocol):
         ...
 
 
+DEFAULT = "onnxruntime-default"  # with every option of a session as ONNX Runtime sets it, threads included
+
 # Modules of this package, each with a function `open_subject(subject, threads, provider)`; imported when asked for, so
 # that a process that times one library does not hold the other in memory.
-RUNTIMES = {"onnxruntime": "sessions", "torch": "eager", "torch-compile": "eager"}
+RUNTIMES = {"onnxruntime": "sessions", DEFAULT: "sessions", "torch": "eager", "torch-compile": "eager"}
 
 
 def only_forward(phase: Phase, what: str) -> None:

@@ -10,7 +10,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from skillprune.benchmark.binding import bind, bind_on_device
 from skillprune.benchmark.messages import Arrays
-from skillprune.benchmark.runtimes import Once, only_forward
+from skillprune.benchmark.runtimes import DEFAULT, Once, only_forward
 from skillprune.benchmark.values import Phase, Subject
 from skillprune.errors import CheckpointError, ProviderUnavailable
 
@@ -24,6 +24,7 @@ ADVICE = {
     "cuda": "install the GPU build (pip uninstall onnxruntime; pip install 'skillprune[gpu]') and the CUDA libraries "
     "it names, or choose provider: cpu",
 }
+UNTIL_THREADS_SLEEP_S = 0.05  # where nothing has them stop
 ERRORS_ONLY = 3  # ONNX Runtime's severities run from 0 (verbose) to 4 (fatal)
 # ONNX Runtime gives its errors no common base class.
 UNREADABLE: tuple[type[Exception], ...] = (
@@ -57,21 +58,24 @@ def check_provider(provider: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class OpenedFile:
-    """An open ONNX file, ready for inputs."""
+    """An open ONNX file, ready for inputs.
+
+    Attributes:
+        session: the file.
+        provider: what really runs it.
+        capture: whether CUDA graphs are recorded.
+        settles_s: none at all, unless the session is left to its defaults: `_options` has threads stop.
+    """
 
     session: onnxruntime.InferenceSession
     provider: str
-    capture: bool
+    capture: bool = False
+    settles_s: float = 0.0
 
     @property
     def version(self) -> str:
         """Version of ONNX Runtime."""
         return str(onnxruntime.__version__)
-
-    @property
-    def settles_s(self) -> float:
-        """None at all: `_options` has threads stop."""
-        return 0.0
 
     def feed(self, inputs: Arrays, what: str, phase: Phase) -> Once:
         """Runs on inputs in the memory where the provider computes, see `Opened.feed`."""
@@ -83,6 +87,9 @@ class OpenedFile:
 
 def open_subject(subject: Subject, threads: int, provider: str) -> OpenedFile:
     """Opens the file of a subject, see `runtimes.open_here`."""
+    if subject.runtime == DEFAULT:
+        session = _opened(subject.path, _quiet(), provider, capture=False)
+        return OpenedFile(session, provider_of(session), settles_s=UNTIL_THREADS_SLEEP_S)
     session = open_session(subject.path, threads=threads, provider=provider, capture=subject.capture)
     return OpenedFile(session, provider_of(session), subject.capture)
 
@@ -104,6 +111,12 @@ def open_session(
             another one.
         CheckpointError: the file is missing, or ONNX Runtime cannot read it.
     """
+    return _opened(path, _options(threads, profile), provider, capture)
+
+
+def _opened(
+    path: Path, options: onnxruntime.SessionOptions, provider: str, capture: bool
+) -> onnxruntime.InferenceSession:
     asked = check_provider(provider)
     if capture and provider != "cuda":
         raise ProviderUnavailable(f"only provider cuda captures graphs, {provider} was asked for: time without capture")
@@ -112,7 +125,7 @@ def open_session(
         raise CheckpointError(f"{path}: no such ONNX file")
     try:
         session = onnxruntime.InferenceSession(
-            str(path), _options(threads, profile), providers=list(asked), provider_options=settings, enable_fallback=0
+            str(path), options, providers=list(asked), provider_options=settings, enable_fallback=0
         )
     except UNREADABLE as error:
         raise CheckpointError(f"{path}: ONNX Runtime cannot open this file: {error}") from error
@@ -133,8 +146,15 @@ def provider_of(session: onnxruntime.InferenceSession) -> str:
     return words.get(running, running)
 
 
-def _options(threads: int, profile: Path | None) -> onnxruntime.SessionOptions:
+def _quiet() -> onnxruntime.SessionOptions:
+    """Options as they come, but for what is logged."""
     options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    return options
+
+
+def _options(threads: int, profile: Path | None) -> onnxruntime.SessionOptions:
+    options = _quiet()
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
@@ -144,5 +164,4 @@ def _options(threads: int, profile: Path | None) -> onnxruntime.SessionOptions:
     # Within a run idle threads busy-wait, as they do where a session serves alone, and wait for no wake-up at every
     # parallel operator; between runs they sleep, because then it is another subject's turn.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.log_severity_level = ERRORS_ONLY
     return options

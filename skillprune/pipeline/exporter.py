@@ -151,7 +151,7 @@ class Exporter:
         pruned = [Subject(PRUNED, each.name, each.artifact.path) for each in exports.variants]
         with TemporaryDirectory() as folder:
             return measure_latency(
-                [Subject(DENSE, "fp32", exports.dense.path), *pruned, *self._references(Path(folder))],
+                [Subject(DENSE, "fp32", exports.dense.path), *pruned, *self._references(exports, Path(folder))],
                 spec.shapes,
                 self._feeds,
                 threads=spec.threads,
@@ -197,14 +197,15 @@ class Exporter:
         metric, spec = self.recipe.task.metric, self.recipe.benchmark
         return answers(path, self.detection.subject, batches, metric, spec, what=what, progress=self.progress)
 
-    def _references(self, folder: Path) -> list[Subject]:
-        """The dense model in the other runtimes that are asked for, saved for their processes to load."""
+    def _references(self, exports: Exports, folder: Path) -> list[Subject]:
+        """The dense model in the other runtimes that are asked for; for PyTorch it is saved to be loaded there."""
         runtimes = self.recipe.benchmark.references
-        if not runtimes:
-            return []
-        model = float32_model(self.recipe, "sdpa")
-        model.save_pretrained(folder)
-        return [Subject(runtime, "fp32", folder, runtime, type(model).__name__) for runtime in runtimes]
+        subjects = {each: Subject(each, "fp32", exports.dense.path, each) for each in runtimes}
+        if in_torch := [each for each in runtimes if each.startswith("torch")]:
+            model = float32_model(self.recipe, "sdpa")
+            model.save_pretrained(folder)
+            subjects |= {each: Subject(each, "fp32", folder, each, type(model).__name__) for each in in_torch}
+        return list(subjects.values())
 
     def _feeds(self, batch: int, sequence: int) -> Mapping[str, NDArray[np.int64]]:
         return random_inputs(self.source.model, self.source.tokenizer, batch, sequence, seed=self.recipe.seed)

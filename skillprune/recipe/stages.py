@@ -245,8 +245,8 @@ Backend = Literal["torchscript", "optimum", "native"]
 _AutoOrVariant = Literal["auto", "fp32", "fp16", "int8-dynamic", "int8-static"]
 _AutoOrBackend = Literal["auto", "torchscript", "optimum", "native"]
 
-Runtime = Literal["torch", "torch-compile"]
-"""What the dense model can run in beside ONNX Runtime."""
+Runtime = Literal["torch", "torch-compile", "onnxruntime-default"]
+"""What the dense model can run in beside sessions with the recipe's options."""
 
 
 def _listed(value: Any) -> Any:
@@ -319,7 +319,8 @@ class BenchmarkSpec(Spec):
     references: Annotated[tuple[Runtime, ...], AfterValidator(without_repeats)] = Field(
         default=(),
         description="What the dense model is timed in as well, for comparison: `torch` (PyTorch as it is) and "
-        "`torch-compile` (compiled with its default settings).",
+        "`torch-compile` (compiled with its default settings), and `onnxruntime-default` (its ONNX file in a session "
+        "with all options left as they are, the number of threads too).",
         examples=[["torch"]],
     )
 

@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
@@ -16,6 +17,8 @@ from ffn import HIDDEN, weights, write_ffn
 from numpy.typing import NDArray
 
 from skillprune.benchmark import Control, Latency, Measurement, Ratio, Subject, measure_latency, open_session
+from skillprune.benchmark.runtimes import open_here
+from skillprune.benchmark.sessions import OpenedFile
 from skillprune.errors import CheckpointError, DataError, ProviderUnavailable
 
 NARROW, WIDE = 16, 512  # 32 times the work
@@ -188,3 +191,15 @@ def test_a_measurement_of_nothing_is_refused(folder: Path, names: list[str], rou
     subjects = [Subject(name, "fp32", folder / "narrow.onnx") for name in names]
     with pytest.raises(ValueError, match="uniquely named subjects and at least one round"):
         measure_latency(subjects, [(1, 2)], feeds, threads=1, provider="cpu", rounds=rounds, seed=0)
+
+
+def test_a_default_session_is_left_as_it_comes(folder: Path) -> None:
+    opened = (
+        open_here(Subject("dense", "fp32", folder / "wide.onnx", runtime), threads=1, provider="cpu")
+        for runtime in ("onnxruntime", "onnxruntime-default")
+    )
+    ours, default = map(cast, (OpenedFile, OpenedFile), opened)
+    assert [each.session.get_session_options().intra_op_num_threads for each in (ours, default)] == [1, 0]
+    assert ours.settles_s == 0.0 < default.settles_s
+    outputs = [each.feed(feeds(2, 8), "a file", "forward")() for each in (ours, default)]
+    np.testing.assert_allclose(outputs[0], outputs[1], rtol=1e-5)
