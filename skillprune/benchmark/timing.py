@@ -140,8 +140,9 @@ def time_openings(
     books = {number: _Book(shape, openings, rounds, len(openers)) for number, shape in shapes.items()}
     for book in books.values():
         progress(book.shape.what, 0, openings * rounds)
-    for opening in range(openings):
-        _time_opening(openers, opening_order[opening], books, opening, progress)
+    with _no_garbage_collection():
+        for opening in range(openings):
+            _time_opening(openers, opening_order[opening], books, opening, progress)
     return {number: Samples(book.ms, book.repeats) for number, book in books.items()}
 
 
@@ -173,10 +174,9 @@ class _Book:
         openings, rounds, _ = self.ms.shape
         fastest_ns = min(warm_up(run) for run in runs)
         self.repeats = self.repeats or max(1, math.ceil(SHORTEST_SAMPLE_NS / max(fastest_ns, 1.0)))
-        with _no_garbage_collection():
-            for row in range(rounds):
-                self.ms[opening, row] = _round_ms(runs, self.order[opening, row], self.repeats)
-                progress(self.shape.what, opening * rounds + row + 1, openings * rounds)
+        for row in range(rounds):
+            self.ms[opening, row] = _round_ms(runs, self.order[opening, row], self.repeats)
+            progress(self.shape.what, opening * rounds + row + 1, openings * rounds)
 
 
 def _opened(stack: ExitStack, openers: Sequence[Opener], order: NDArray[np.int64]) -> list[Prepare]:
