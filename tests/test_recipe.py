@@ -119,7 +119,7 @@ def test_everything_but_model_and_task_has_its_documented_default(tmp_path: Path
             "train": "all", "patience": 2, "prompt": False, "data": None,
         },
         "checkpoint": {"format": "auto"},
-        "export": {"variants": ["fp32"], "backends": ["auto"], "fusion": True, "max_drop": 0.01},
+        "export": {"variants": ["fp32"], "backends": ["auto"], "fusion": True, "opset": None, "max_drop": 0.01},
         "benchmark": {
             "shapes": [[1, 32], [1, 128], [8, 128]], "threads": 2, "provider": "cpu", "rounds": 60, "references": [],
         },

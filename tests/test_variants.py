@@ -153,6 +153,20 @@ def test_an_exporter_that_is_not_installed_is_refused_before_anything_is_written
     assert not (tmp_path / "out").exists()
 
 
+def test_an_operator_set_is_written_or_refused_before_anything_is(tmp_path: Path) -> None:
+    recipe_of = {"backends": "torchscript", "fusion": False}
+    path = set_up(tmp_path, export={**recipe_of, "opset": 18})
+    report = skillprune.run(load_recipe(path), tmp_path / "out")
+    assert [each.opset for each in report.artifacts] == [18]
+    standard = next(
+        each for each in onnx.load(tmp_path / "out" / report.artifacts[0].path).opset_import if not each.domain
+    )
+    assert standard.version == 18
+    found = invoke("run", path, "--set", "export.opset=9", "--output", tmp_path / "other")
+    assert found.code == 2 and "no exporter here writes operator set 9; torchscript 14 to 20" in found.text, found.text
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_reference_is_timed_and_told(tmp_path: Path) -> None:
     benchmark = {"shapes": [[2, 16]], "threads": 1, "rounds": 10, "references": ["torch", DEFAULT]}
     report = skillprune.run(load_recipe(set_up(tmp_path, benchmark=benchmark)), tmp_path / "out")

@@ -95,6 +95,7 @@ def test_a_second_run_does_nothing_again(done: tuple[str, Path, dict[str, Any]])
     [
         ("language-modeling", {"export": {"variants": ["int8-static"]}}, "choose int8-dynamic"),
         ("seq2seq", {"export": {"variants": "auto", "backends": "native"}}, "only torchscript exports"),
+        ("seq2seq", {"export": {"variants": "auto", "opset": 18}}, "opset cannot be chosen"),
         ("causal-lm", {**QUICK, "benchmark": {"references": ["torch"]}}, "leave them out for causal-lm"),
         ("causal-lm", {**QUICK, "plan": {"speedup": 1.2}}, "models that say all at once"),
         ("masked-lm", {"plan": {"speedup": 1.2}}, "plan.speedup needs files to time"),

@@ -1,7 +1,7 @@
 """From a PyTorch model to ONNX files that are proven to compute the same; how fast they are is left to benchmark."""
 
 from skillprune.export.artifact import OnnxArtifact
-from skillprune.export.backends import BACKENDS, find_backend, is_usable
+from skillprune.export.backends import BACKENDS, check_opset, find_backend, is_usable
 from skillprune.export.calibration import Ranges, calibrate
 from skillprune.export.candidates import Candidates, Refused, export_candidates
 from skillprune.export.files import size_of
@@ -24,6 +24,7 @@ __all__ = [
     "Ranges",
     "Refused",
     "calibrate",
+    "check_opset",
     "check_parity",
     "export_candidates",
     "export_onnx",

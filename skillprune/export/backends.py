@@ -61,6 +61,18 @@ BACKENDS: dict[str, Backend] = {
 """Exporters by the name a recipe uses, in the order they are tried."""
 
 
+def check_opset(backends: Mapping[str, Backend], opset: int | None) -> None:
+    """Refuses an operator set that no exporter can write.
+
+    Raises:
+        UnsupportedExport: none of them can.
+    """
+    ranges = {name: backend.opsets for name, backend in backends.items()}
+    if opset is not None and not any(oldest <= opset <= newest for oldest, newest in ranges.values()):
+        told = ", ".join(f"{name} {oldest} to {newest}" for name, (oldest, newest) in ranges.items())
+        raise UnsupportedExport(f"no exporter here writes operator set {opset}; {told}: choose another export.opset")
+
+
 def is_usable(name: str) -> bool:
     """Whether what an exporter needs is installed."""
     return all(map(_is_installed, BACKENDS[name].needs))

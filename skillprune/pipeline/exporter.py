@@ -19,7 +19,7 @@ from skillprune.benchmark import Latency, Phase, Subject, measure_latency, profi
 from skillprune.checkpoint import Attention, Source
 from skillprune.data import Batch
 from skillprune.evaluation import Outcome
-from skillprune.export import OnnxArtifact, find_backend
+from skillprune.export import BACKENDS, OnnxArtifact, check_opset, find_backend, is_usable
 from skillprune.export.generation import check_writable
 from skillprune.pipeline.choice import PRUNED
 from skillprune.pipeline.detection import Detection
@@ -40,14 +40,15 @@ PROFILED_RUNS = 20
 
 
 def check_exporters(recipe: Recipe) -> None:
-    """Refuses exporters that are asked for by name and not installed.
+    """Refuses exporters that are asked for by name and not installed, and an operator set that none can write.
 
     Raises:
         MissingExtra: one of them is not.
+        UnsupportedExport: none of those that would be tried writes it.
     """
-    for name in recipe.export.backends:
-        if name != "auto":
-            find_backend(name)
+    spec = recipe.export
+    names = filter(is_usable, BACKENDS) if "auto" in spec.backends else spec.backends
+    check_opset({name: find_backend(name) for name in names}, spec.opset)
 
 
 def check_exportable(recipe: Recipe, source: Source) -> None:

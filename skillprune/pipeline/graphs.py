@@ -54,6 +54,7 @@ class Graphs:
             folder / subject,
             backends=None if "auto" in spec.backends else spec.backends,
             fusions=FUSIONS if spec.fusion else (),
+            opset=spec.opset,
             progress=self.progress,
         )
         best, tried = fastest(

@@ -121,6 +121,8 @@ class Recipe(Spec):
             raise ValueError(f"int8-static has no ranges for the caches of {task.type} models; choose int8-dynamic")
         if task.writes and not set(export.backends) <= {"auto", "torchscript"}:
             raise ValueError(f"only torchscript exports the caches of {task.type} models; choose it, or auto")
+        if task.writes and export.opset is not None:
+            raise ValueError(f"opset cannot be chosen for the caches of {task.type} models; leave it out")
         return export
 
     @field_validator("benchmark")

@@ -296,6 +296,12 @@ class ExportSpec(Spec):
         description="Whether graphs with operators fused by ONNX Runtime's optimizer are tried too, and kept where "
         "they are faster.",
     )
+    opset: Positive | None = Field(
+        default=None,
+        description="ONNX operator set of the files; null is every exporter's own. Exporters that cannot write it are "
+        "left out.",
+        examples=[20],
+    )
     max_drop: Annotated[StrictFloat, Field(ge=0)] = Field(
         default=0.01,
         description="How much worse than fp32 a smaller number format may be on validation, in the unit of "
