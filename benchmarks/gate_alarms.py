@@ -26,7 +26,7 @@ from provenance import HERE, kept_row, update_result
 
 import skillprune
 from skillprune import load_recipe, load_source
-from skillprune.benchmark import Latency, Subject, measure_latency
+from skillprune.benchmark import Latency, Subject, environment, measure_latency
 from skillprune.gating import Demands, judge
 from skillprune.pipeline.inputs import random_inputs
 from skillprune.pipeline.summary import control_row, latency_row
@@ -67,9 +67,10 @@ def main() -> None:
     result = {
         "shape": SHAPE,
         "rounds": ROUNDS,
+        "host": host(),
         "other_processes": 2,
         "injected": injected,
-        "runs": arguments.runs,
+        "runs": {kind: sum(counts.values()) for kind, counts in found.items()},
         "false_alarms": found["same"]["failed"],
         "caught": found["wider"]["failed"],
         "outcomes": found,
@@ -86,6 +87,13 @@ def others(count: int) -> Iterator[None]:
     finally:
         for process in started:
             process.kill()
+
+
+def host() -> str:
+    """What times belong to: the machine, the library, and how they were taken."""
+    found = environment()
+    taken = f"{SHAPE[0]} x {SHAPE[1]}, {THREADS} threads, {ROUNDS} rounds, keep {KEEP}"
+    return f"{found['cpu']}, {found['cores']} cores, onnxruntime {found['onnxruntime']}: {taken}"
 
 
 class Files:
@@ -113,7 +121,9 @@ class Files:
         found: list[Report] = []
         for first in range(0, count, CHUNK):
             seeds = range(first, min(first + CHUNK, count))
-            row = kept_row(f"{stem}-{name}-{first}", partial(self._chunk, name, kind, seeds))
+            row = kept_row(f"{stem}-{name}-{first}-{len(seeds)}", partial(self._chunk, name, kind, seeds))
+            if row["host"] != host():
+                raise SystemExit(f"{stem}-{name}-{first} was timed on another machine; delete it to time it here")
             found += [self.templates[kind].model_validate(self._filled(kind, each)) for each in row["measured"]]
         return found
 
@@ -128,13 +138,14 @@ class Files:
         subjects = [self._dense(kind), Subject("pruned", "fp32", self._pruned(kind))]
         latencies = [self._measure(subjects, ROUNDS, seed=offset + seed) for seed in seeds]
         return {
+            "host": host(),
             "measured": [
                 {
                     "latency": [latency_row(row).model_dump() for row in latency.measurements],
                     "controls": [control_row(control).model_dump() for control in latency.controls],
                 }
                 for latency in latencies
-            ]
+            ],
         }
 
     def _filled(self, kind: str, measured: dict[str, Any]) -> dict[str, Any]:

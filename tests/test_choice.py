@@ -57,6 +57,15 @@ def test_fp32_wins_where_nothing_is_faster() -> None:
     assert choice.slower == {"int8-dynamic": (pytest.approx(2.0), pytest.approx(2.0)), "int8-static": (1.5, 2.0)}
 
 
+def test_what_may_be_as_fast_as_fp32_is_not_best_and_not_refused() -> None:
+    rows = [
+        Measurement("pruned", name, "onnxruntime", "cpu", "cpu", 1, 8, 1, (1.0,), Ratio(value, 0.9 * value, high))
+        for name, value, high in (("fp32", 2.0, 2.1), ("int8-dynamic", 1.95, 2.05), ("int8-static", 1.8, 1.95))
+    ]
+    choice = choose(exports(), Latency(tuple(rows), ()))
+    assert choice.variant == "fp32" and list(choice.slower) == ["int8-static"]
+
+
 def test_a_shape_that_gains_much_can_outweigh_one_that_loses_little() -> None:
     found = latency({"fp32": (2.0, 2.0), "int8-dynamic": (1.9, 4.0), "int8-static": (4.0, 0.9)})
     assert choose(exports(), found).variant == "int8-dynamic"

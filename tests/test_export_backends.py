@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import resource
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +174,27 @@ def test_one_exporter_that_fails_does_not_stop_the_others(tmp_path: Path) -> Non
     assert [each.backend for each in found.passed] == ["torchscript"]
     (refused,) = found.failed
     assert refused.name == "native" and "18 to 23" in refused.why
+
+
+@pytest.mark.parametrize("error", [OSError("no such file in the hub"), AttributeError("layers"), KeyError("cache")])
+def test_an_exporter_may_fail_in_any_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def broken(*_: object) -> None:
+        raise error
+
+    monkeypatch.setitem(BACKENDS, "broken", replace(BACKENDS["torchscript"], write=broken))
+    found = export_candidates(tiny_bert(layers=1), TRIED, tmp_path, backends=["broken", "torchscript"], fusions=())
+    assert [each.backend for each in found.passed] == ["torchscript"]
+    (refused,) = found.failed
+    assert refused.name == "broken" and type(error).__name__ in refused.why and str(error) in refused.why
+
+
+def test_a_disk_that_fills_up_stops_all_exporters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setitem(BACKENDS, "broken", replace(BACKENDS["torchscript"], write=full))
+    with pytest.raises(ResourceFailure, match="no space left"):
+        export_candidates(tiny_bert(layers=1), TRIED, tmp_path, backends=["broken", "torchscript"], fusions=())
 
 
 def test_without_any_right_file_every_reason_is_told(tmp_path: Path) -> None:

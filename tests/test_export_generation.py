@@ -367,7 +367,10 @@ def test_what_no_trace_can_follow_is_refused(name: str, tmp_path: Path) -> None:
 def test_rotary_embeddings_that_change_are_refused(tmp_path: Path) -> None:
     rotations = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     model = replace(ZOO["llama"], sizes={**ZOO["llama"].sizes, "rope_scaling": rotations}).model()
-    with pytest.raises(UnsupportedArchitecture, match="'dynamic'"):
+    with pytest.raises(UnsupportedArchitecture, match="of type dynamic"):
+        export(model, tmp_path)
+    model.config.rope_parameters = {"full_attention": {"rope_type": "longrope"}, "sliding_attention": rotations}
+    with pytest.raises(UnsupportedArchitecture, match="of type dynamic, longrope"):
         export(model, tmp_path)
 
 

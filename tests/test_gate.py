@@ -317,6 +317,25 @@ def test_one_model_from_the_hub_is_one_wherever_it_was_downloaded_to() -> None:
     assert judge(hub("cache/a"), Demands(), hub("cache/b")).ok
 
 
+def test_the_same_weights_are_one_model_wherever_they_lie_and_others_at_their_place_are_another() -> None:
+    def at(source: str, fingerprint: str) -> Report:
+        return report(lambda value: value["model"].update(source=source, fingerprint=fingerprint))
+
+    assert judge(at("here/model", "abc"), Demands(), at("../there/model", "abc")).ok
+    trained = judge(at("here/model", "abc"), Demands(), at("here/model", "def"))
+    assert trained.obstacles == ("model: abc in the run, def in the baseline",)
+
+
+def test_another_exporter_of_the_dense_file_is_noted() -> None:
+    def written(exporter: str) -> Report:
+        row = {"subject": "dense", "exporter": exporter, "speed": 1.0, "refused": None}
+        return report(put("candidates", to=[row]))
+
+    judgement = judge(written("native"), Demands(), written("torchscript"))
+    assert judgement.ok
+    assert "exporter of the dense file: native in the run, torchscript in the baseline" in judgement.notes
+
+
 OFF = {"low": 1.01, "high": 1.05, "ratio": 1.03}
 
 

@@ -450,6 +450,12 @@ def test_processors_that_saturate(flags: str, expected: bool) -> None:
     assert saturates(flags) is expected
 
 
+@pytest.mark.parametrize(("machine", "expected"), [("AMD64", True), ("x86_64", True), ("arm64", False)])
+def test_processors_that_do_not_tell(monkeypatch: pytest.MonkeyPatch, machine: str, expected: bool) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    assert saturates(None) is expected
+
+
 def test_outputs_that_are_not_finite_are_infinitely_wrong(tmp_path: Path) -> None:
     good = chain(tmp_path / "good.onnx", 2)
     broken = onnx.load(good)

@@ -19,6 +19,7 @@ import skillprune
 from skillprune import load_recipe
 from skillprune.answers import Classifier
 from skillprune.data import Batch
+from skillprune.errors import VerificationFailed
 from skillprune.export import BACKENDS, Candidates, export_onnx, is_usable
 from skillprune.pipeline.onnx_answers import answers
 from skillprune.pipeline.tournament import fastest
@@ -113,7 +114,44 @@ def test_a_run_makes_and_judges_every_variant(tmp_path: Path) -> None:
     shipped = report.quality.test.onnx[report.best.variant]
     assert report.quality.difference == pytest.approx(shipped - report.quality.test.dense)
     # A variant asked for by name that cannot hold the floor fails the run, where auto only passes it over.
-    assert report.verdict.ok or all("refused" not in reason for reason in report.verdict.reasons)
+    assert not any("refused" in reason for reason in report.verdict.reasons)
+
+
+def test_a_format_that_cannot_be_made_is_no_reason_to_stop_unless_it_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise KeyError("no such range")
+
+    monkeypatch.setattr("skillprune.pipeline.variants.calibrate", broken)
+    spec = {"backends": "torchscript", "fusion": False, "max_drop": 1.0}
+    path = set_up(tmp_path, export={**spec, "variants": "auto"})
+    report = skillprune.run(load_recipe(path), tmp_path / "out")
+    assert [each.variant for each in report.artifacts] == ["fp32", "int8-dynamic"]
+    assert ("int8-static", "KeyError: 'no such range'") in [(each.exporter, each.refused) for each in report.candidates]
+    assert not any("int8-static" in reason for reason in report.verdict.reasons)
+    named = load_recipe(path, ["export.variants=[fp32, int8-static]"])
+    reasons = skillprune.run(named, tmp_path / "named").verdict.reasons
+    assert any("int8-static could not be made: KeyError" in reason for reason in reasons)
+
+
+def test_files_that_cannot_run_a_shape_do_not_compete(tmp_path: Path) -> None:
+    model, batches = tiny_bert(layers=1), [{n: t.numpy() for n, t in b.inputs.items()} for b in tiny_batches()[:2]]
+    made = export_onnx(model, batches, tmp_path / "right.onnx")
+    (tmp_path / "broken.onnx").write_bytes(b"no graph")
+    files = (replace(made, backend="right"), replace(made, path=tmp_path / "broken.onnx", backend="broken"))
+
+    def feeds(batch: int, sequence: int) -> dict[str, NDArray[np.int64]]:
+        ids = np.full((batch, sequence), 5, np.int64)
+        return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+
+    spec = BenchmarkSpec(shapes=((1, 8),), threads=1)
+    best, tried = fastest("dense", Candidates(files, ()), feeds, spec, seed=0, progress=silent)
+    assert best.backend == "right" and [each.exporter for each in tried] == ["right", "broken"]
+    assert tried[1].refused is not None and "cannot open this file" in tried[1].refused
+    too_long = BenchmarkSpec(shapes=((1, 8), (1, 4096)), threads=1)  # there are fewer positions
+    with pytest.raises(VerificationFailed, match="right: .*1 x 4096"):
+        fastest("dense", Candidates(files, ()), feeds, too_long, seed=0, progress=silent)
 
 
 def test_auto_asks_for_what_suits_the_provider() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,7 @@ def test_a_second_run_does_nothing_again(done: tuple[str, Path, dict[str, Any]])
         ("seq2seq", {"export": {"variants": "auto", "opset": 18}}, "opset cannot be chosen"),
         ("causal-lm", {**QUICK, "benchmark": {"references": ["torch"]}}, "leave them out for causal-lm"),
         ("causal-lm", {**QUICK, "plan": {"speedup": 1.2}}, "models that say all at once"),
+        ("masked-lm", {**QUICK, "benchmark": {"provider": "cuda"}}, "does not compute int8-dynamic"),
         ("masked-lm", {"plan": {"speedup": 1.2}}, "plan.speedup needs files to time"),
         ("seq2seq", {"demand": {"min_speedup": 1.2}}, "min_speedup needs ONNX files to time"),
     ],
@@ -122,6 +124,16 @@ def test_a_shape_needs_room_for_the_token_that_is_written(tmp_path: Path) -> Non
     recipe = set_up(tmp_path, "language-modeling", **(QUICK | {"benchmark": benchmark}))
     refused = invoke("run", recipe, "--output", tmp_path / "out")
     assert refused.code == 2 and f"at most {limit} tokens, 1 of which is written" in refused.text, refused.text
+
+
+def test_what_would_be_written_otherwise_is_refused(tmp_path: Path) -> None:
+    recipe = set_up(tmp_path, "seq2seq", **QUICK)
+    config = tmp_path / "model" / "generation_config.json"
+    said = json.loads(config.read_text())
+    config.write_text(json.dumps({**said, "no_repeat_ngram_size": 3, "min_length": 0, "repetition_penalty": 1.0}))
+    refused = invoke("run", recipe, "--output", tmp_path / "out")
+    assert refused.code == 2 and "do not heed no_repeat_ngram_size of generation_config" in refused.text, refused.text
+    assert invoke("run", recipe, "--set", "task.metric=loss", "--dry-run").code == 0
 
 
 @kinds

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from skillprune.benchmark.host import environment
     from skillprune.benchmark.measure import Feeds, measure_latency
     from skillprune.benchmark.profile import LayerTime, profile_layers
+    from skillprune.benchmark.runtimes import open_here
     from skillprune.benchmark.sessions import check_provider, open_session
+    from skillprune.benchmark.starting import check_start
     from skillprune.benchmark.statistics import paired_speedup, quotient, signed_rank_p
     from skillprune.benchmark.values import Control, Latency, Measurement, Phase, Point, Ratio, Subject
     from skillprune.benchmark.writers import open_writer
@@ -29,8 +31,10 @@ __all__ = [
     "Ratio",
     "Subject",
     "check_provider",
+    "check_start",
     "environment",
     "measure_latency",
+    "open_here",
     "open_session",
     "open_writer",
     "paired_speedup",
@@ -45,7 +49,9 @@ _HOME = {
     **dict.fromkeys(("LayerTime", "profile_layers"), "profile"),
     **dict.fromkeys(("check_provider", "open_session"), "sessions"),
     **dict.fromkeys(("paired_speedup", "quotient", "signed_rank_p"), "statistics"),
+    "check_start": "starting",
     "environment": "host",
+    "open_here": "runtimes",
     "open_writer": "writers",
 }
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skillprune.benchmark.processes import ISOLATION, Facts, Inputs, open_worker
-from skillprune.benchmark.runtimes import RUNTIMES, open_here
+from skillprune.benchmark.runtimes import DEFAULT, RUNTIMES, default_threads, open_here
 from skillprune.benchmark.statistics import paired_speedup, signed_rank_p
 from skillprune.benchmark.timing import Controlled, Prepare, Run, Samples, Shape, measure_controlled, timed
 from skillprune.benchmark.values import Control, Latency, Measurement, Phase, Point, Ratio, Subject
@@ -148,7 +148,7 @@ class _Bench:
             provider_asked=self.provider,
             batch=batch,
             sequence=sequence,
-            threads=self.threads,
+            threads=self.threads if subject.runtime != DEFAULT else default_threads(),
             round_ms=tuple(pair[1].ravel().tolist()),
             # The same seed for every subject, so that all are judged on the same resamples.
             speedup=paired_speedup(*pair, seed=(self.seed, batch, sequence)) if column else Ratio(1.0, 1.0, 1.0),

@@ -20,6 +20,7 @@ from skillprune.errors import ResourceFailure
 ISOLATION = "one process per subject, its idle threads asleep between runs"
 WORKER = "skillprune.benchmark.worker"
 ROOT = Path(__file__).resolve().parents[2]  # where this very package is imported from
+SLEEP_SOON = {"KMP_BLOCKTIME": "10"}  # milliseconds; Intel's OpenMP spins for 200 into the next subject's turn
 SAID = 2000  # bytes of a dead worker's last words that are repeated
 
 
@@ -103,7 +104,7 @@ def open_worker(
 def _started(said: IO[bytes], threads: int) -> Iterator[subprocess.Popen[bytes]]:
     """A worker, killed at the end: there is nothing in it to be kept."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(threads)}
+    environment = {**SLEEP_SOON, **os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(threads)}
     # -P: files of the working directory are not taken for modules.
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", WORKER],

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from importlib import import_module
 from typing import Protocol
+
+import psutil
 
 from skillprune.benchmark.messages import Arrays
 from skillprune.benchmark.values import Phase, Subject
@@ -50,6 +53,11 @@ DEFAULT = "onnxruntime-default"  # with every option of a session as ONNX Runtim
 # Modules of this package, each with a function `open_subject(subject, threads, provider)`; imported when asked for, so
 # that a process that times one library does not hold the other in memory.
 RUNTIMES = {"onnxruntime": "sessions", DEFAULT: "sessions", "torch": "eager", "torch-compile": "eager"}
+
+
+def default_threads() -> int:
+    """Threads of a session that is left to itself: by ONNX Runtime's documentation one for every physical core."""
+    return psutil.cpu_count(logical=False) or os.cpu_count() or 1
 
 
 def only_forward(phase: Phase, what: str) -> None:

@@ -120,7 +120,9 @@ def _opened(
     asked = check_provider(provider)
     if capture and provider != "cuda":
         raise ProviderUnavailable(f"only provider cuda captures graphs, {provider} was asked for: time without capture")
-    settings: list[dict[str, str]] = [{"enable_cuda_graph": "1"} if capture else {}, *({} for _ in asked[1:])]
+    # PyTorch multiplies float32 as it is too, unless it is told otherwise; TF32 would compare two precisions.
+    on_device = {"use_tf32": "0", "enable_cuda_graph": "1" if capture else "0"} if provider == "cuda" else {}
+    settings: list[dict[str, str]] = [on_device, *({} for _ in asked[1:])]
     if not path.is_file():
         raise CheckpointError(f"{path}: no such ONNX file")
     try:

@@ -12,6 +12,7 @@ from skillprune.export.parity import check_parity, largest_difference
 from skillprune.export.quantisation import Quantised, quantise_dynamic, quantise_static, saturates
 from skillprune.export.sensitive import Quantise, keep_sensitive, output_error, sensitivity
 from skillprune.export.signature import Arrays
+from skillprune.export.staging import first_line
 
 __all__ = [
     "BACKENDS",
@@ -29,6 +30,7 @@ __all__ = [
     "export_candidates",
     "export_onnx",
     "find_backend",
+    "first_line",
     "fuse_onnx",
     "is_usable",
     "keep_sensitive",

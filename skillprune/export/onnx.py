@@ -16,7 +16,7 @@ from skillprune.export.files import SPLIT_ABOVE, settle, size_of
 from skillprune.export.kept import kept
 from skillprune.export.parity import check_parity
 from skillprune.export.signature import Arrays, as_tensors, signature_of
-from skillprune.export.staging import staged
+from skillprune.export.staging import first_line, is_of_disk, staged
 
 
 def export_onnx(
@@ -52,15 +52,12 @@ def export_onnx(
         try:
             with constant_where_empty(model), kept(model):
                 exporter.write(model, as_tensors(model, inputs[0]), signature, fresh, written)
-        except (OSError, SkillPruneError):
+        except SkillPruneError:
             raise
         except Exception as failed:  # exporters fail in every way there is
-            raise VerificationFailed(f"the exporter {backend} failed: {_first_line(failed)}") from failed
+            if is_of_disk(failed):
+                raise
+            raise VerificationFailed(f"the exporter {backend} failed: {first_line(failed)}") from failed
         settle(fresh, split_above=split_above)
         difference, tolerance = check_parity(model, fresh, inputs)
     return OnnxArtifact("fp32", path, size_of(path), backend, written, difference, tolerance)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]:.300}" if lines else type(error).__name__

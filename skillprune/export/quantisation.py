@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from skillprune.export.calibration import Ranges
 from skillprune.export.products import Product, drop_unused, products_of, read_float_graph, replace_nodes, weights_of
 from skillprune.export.staging import is_external, staged, write_model
 
+X86 = {"x86_64", "amd64"}
 LARGEST, LARGEST_SEVEN_BITS = 127, 64
 """Largest integer of a weight: 255 x 64 twice still fits the 16 bits that some kernels sum in."""
 
@@ -40,14 +42,17 @@ class Quantised:
     kept: tuple[str, ...]
 
 
-def saturates(cpu_flags: str) -> bool:
+def saturates(cpu_flags: str | None) -> bool:
     """Whether this processor needs seven-bit weights, or sums of products overflow.
 
     Without the instructions called VNNI, x86 sums pairs of u8 x s8 products in 16 bits, at 32767 and no further.
 
     Args:
-        cpu_flags: the flags of interest, separated by spaces, as `skillprune.benchmark.environment` gives them.
+        cpu_flags: the flags of interest, separated by spaces, as `skillprune.benchmark.environment` gives them; None
+            where the system does not tell, and x86 is taken to need them.
     """
+    if cpu_flags is None:
+        return platform.machine().lower() in X86
     flags = set(cpu_flags.split())
     return bool(flags & {"avx2", "avx512f"}) and not flags & {"avx512_vnni", "avx_vnni", "amx_int8"}
 

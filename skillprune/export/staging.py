@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from onnx import ModelProto, TensorProto
 from skillprune.errors import ResourceFailure, VerificationFailed
 from skillprune.export.files import data_of
 
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO}
 ERRORS_ONLY = 3  # ONNX Runtime's severities run from 0 (verbose) to 4 (fatal)
 
 
@@ -39,6 +41,17 @@ def staged(target: Path) -> Iterator[Path]:
                 data_of(target).unlink(missing_ok=True)  # of an older file
     except OSError as failed:
         raise ResourceFailure(f"{target} could not be written: {failed}") from failed
+
+
+def is_of_disk(error: Exception) -> bool:
+    """Whether the disk failed; libraries also raise ``OSError`` for what they miss, or cannot download."""
+    return isinstance(error, OSError) and error.errno in DISK
+
+
+def first_line(error: Exception) -> str:
+    """An error of any library in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]:.300}" if lines else type(error).__name__
 
 
 def is_external(source: Path) -> bool:

@@ -59,6 +59,8 @@ def unbelievable(report: Report, whose: str, *, needs_times: bool, needs_speedup
 def differences(run: Report, baseline: Report) -> Iterator[str]:
     """What keeps the speed-ups of two runs from being compared: one sentence with both values each."""
     mine, other = _conditions(run), _conditions(baseline)
+    if None not in (run.model.fingerprint, baseline.model.fingerprint):  # the same weights may lie elsewhere
+        mine["model"], other["model"] = run.model.fingerprint, baseline.model.fingerprint
     for name in dict.fromkeys([*mine, *other]):
         if mine.get(name) != other.get(name):
             yield f"{name}: {_told(mine.get(name))} in the run, {_told(other.get(name))} in the baseline"
@@ -72,11 +74,19 @@ def noteworthy(run: Report, baseline: Report) -> Iterator[str]:
             yield f"{name}: {mine} in the run, {other} in the baseline"
     if run.skillprune_version != baseline.skillprune_version:
         yield f"skillprune: {run.skillprune_version} in the run, {baseline.skillprune_version} in the baseline"
+    mine, other = map(_dense_exporter, (run, baseline))
+    if None not in (mine, other) and mine != other:
+        yield f"exporter of the dense file: {mine} in the run, {other} in the baseline"
     if facts.best_variant(run) != facts.best_variant(baseline):
         told = map(_told, map(facts.best_variant, (run, baseline)))
         yield "best variant: {} in the run, {} in the baseline".format(*told)
     for reason in baseline.verdict.reasons:
         yield f"the baseline did not keep its own promises: {reason}"
+
+
+def _dense_exporter(report: Report) -> str | None:
+    """What wrote the file that speed-ups are over."""
+    return next((each.exporter for each in report.candidates if each.subject == "dense"), None)
 
 
 def _conditions(report: Report) -> dict[str, str | None]:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -115,7 +116,7 @@ def _xml(text: str) -> str:
 
 def _entry(report: Report, row: LatencyRow, judgement: Judgement) -> dict[str, Any]:
     entry = {
-        "name": f"{report.task.name}, {wording.shape(*row.shape)}",
+        "name": f"{Path(report.model.source).name}, {report.task.name}, {wording.shape(*row.shape)}",
         "unit": "pruned time / dense time",
         "value": 1.0 / (row.speedup or 1.0),
     }

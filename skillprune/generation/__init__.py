@@ -3,7 +3,7 @@
 Exporting the files is left to `export`, timing them to `benchmark`.
 """
 
-from skillprune.generation.greedy import generate_greedy, left_padded
+from skillprune.generation.greedy import generate_greedy, left_padded, unheeded
 from skillprune.generation.signs import Signs, read_signs
 from skillprune.generation.writers import (
     DECODER,
@@ -33,4 +33,5 @@ __all__ = [
     "left_padded",
     "load_writer",
     "read_signs",
+    "unheeded",
 ]

@@ -2,10 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from skillprune.generation.running import Tokens
 from skillprune.generation.writers import Feeds, Writer
+
+UNHEEDED: Mapping[str, float | None] = {
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "exponential_decay_length_penalty": None,
+    "bad_words_ids": None,
+    "sequence_bias": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+}
+"""What a generation config may weigh tokens by, with the value that leaves them as they are."""
+
+
+def unheeded(config: Mapping[str, Any]) -> list[str]:
+    """What a generation config asks for and `generate_greedy` does not do, so that transformers would write otherwise.
+
+    Args:
+        config: a generation config as a dictionary.
+    """
+    return [name for name, neutral in UNHEEDED.items() if config.get(name) not in (None, neutral, [])]
 
 
 def generate_greedy(writer: Writer, feeds: Feeds, max_new_tokens: int) -> Tokens:

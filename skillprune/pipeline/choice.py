@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 
-from skillprune.benchmark import Latency
+from skillprune.benchmark import Latency, Ratio
 from skillprune.pipeline.results import Exports
 
 PRUNED = "pruned"
@@ -21,7 +22,8 @@ class Choice:
     Attributes:
         variant: its name.
         why: one sentence.
-        slower: variants that are no faster than fp32, with their mean speed-up and that of fp32.
+        slower: variants that are slower than fp32 beyond doubt, the upper end of their interval too, with their mean
+            speed-up and that of fp32.
     """
 
     variant: str
@@ -29,22 +31,24 @@ class Choice:
     slower: dict[str, tuple[float, float]]
 
 
-def mean_speedups(latency: Latency, subject: str = PRUNED) -> dict[str, float]:
-    """Geometric mean over shapes of the speed-up of every variant of a subject."""
+def mean_speedups(
+    latency: Latency, subject: str = PRUNED, end: Callable[[Ratio], float] = attrgetter("value")
+) -> dict[str, float]:
+    """Geometric mean over shapes of the speed-up of every variant of a subject, or of an end of its interval."""
     found: dict[str, list[float]] = {}
     for row in latency.measurements:
         if row.subject == subject:
-            found.setdefault(row.variant, []).append(row.speedup.value)
+            found.setdefault(row.variant, []).append(end(row.speedup))
     return {variant: float(np.exp(np.mean(np.log(values)))) for variant, values in found.items()}
 
 
 def choose(exports: Exports, latency: Latency) -> Choice:
     """The fastest variant that holds the accuracy floor and is faster than fp32; fp32 where there is none."""
-    speeds = mean_speedups(latency)
+    speeds, most = mean_speedups(latency), mean_speedups(latency, end=attrgetter("high"))
     fp32, *others = (each.name for each in exports.variants)
     refused = {each.name for each in exports.variants if each.refused is not None}
-    slower = {name: (speeds[name], speeds[fp32]) for name in others if speeds[name] <= speeds[fp32]}
-    fit = [fp32, *(name for name in others if name not in refused and name not in slower)]
+    slower = {name: (speeds[name], speeds[fp32]) for name in others if most[name] <= speeds[fp32]}
+    fit = [fp32, *(name for name in others if name not in refused and speeds[name] > speeds[fp32])]
     best = max(fit, key=speeds.__getitem__)
     return Choice(best, _why(best, fit, [fp32, *others], speeds), slower)
 

@@ -18,9 +18,11 @@ from transformers import PreTrainedModel
 from skillprune.benchmark import Latency, Phase, Subject, measure_latency, profile_layers
 from skillprune.checkpoint import Attention, Source
 from skillprune.data import Batch
+from skillprune.errors import Problem, RecipeError
 from skillprune.evaluation import Outcome
 from skillprune.export import BACKENDS, OnnxArtifact, check_opset, find_backend, is_usable
 from skillprune.export.generation import check_writable
+from skillprune.generation import unheeded
 from skillprune.pipeline.choice import PRUNED
 from skillprune.pipeline.detection import Detection
 from skillprune.pipeline.directory import replacing
@@ -28,7 +30,7 @@ from skillprune.pipeline.graphs import Graphs
 from skillprune.pipeline.inputs import check_shapes, parity_inputs, parity_texts, random_inputs
 from skillprune.pipeline.onnx_answers import answers
 from skillprune.pipeline.planner import float32_model
-from skillprune.pipeline.results import Exports, PartTime, Variant
+from skillprune.pipeline.results import Exports, PartTime, Tried, Variant
 from skillprune.pipeline.variants import VariantMaker, Written, asked_variants
 from skillprune.pipeline.written import WriterFiles
 from skillprune.progress import Progress
@@ -56,10 +58,16 @@ def check_exportable(recipe: Recipe, source: Source) -> None:
 
     Raises:
         UnsupportedArchitecture: no exporter can follow a model that writes.
-        RecipeError: a sequence is longer than the model's inputs may be.
+        RecipeError: a sequence is longer than the model's inputs may be, or texts would be written otherwise than by
+            transformers.
     """
     if recipe.task.writes:
         check_writable(source.model)
+    generation = source.model.generation_config
+    if recipe.task.metric == "exact_match" and generation is not None:
+        if odd := unheeded(generation.to_dict()):
+            wanted = f"ONNX files do not heed {', '.join(odd)} of generation_config.json when they write; choose loss"
+            raise RecipeError([Problem("task.metric", "exact_match", wanted)])
     check_shapes(source.tokenizer, recipe.benchmark.shapes, more=int(recipe.task.writes))
 
 
@@ -112,10 +120,9 @@ class Exporter:
         return Graphs(self.recipe, inputs, self._feeds, self.detection.data.calibration, self.progress)
 
     @property
-    def paths(self) -> tuple[Path, ...]:
-        """Where the files go: that of the dense model, then the pruned ones, fp32 first."""
-        names = (f"{DENSE}/fp32", "fp32", *asked_variants(self.recipe))
-        return tuple(self.files.place(self.directory / name) for name in names)
+    def paths(self) -> tuple[Path, Path]:
+        """Where the fp32 files go: that of the dense model, and of the pruned one."""
+        return self._path(f"{DENSE}/fp32"), self._path("fp32")
 
     def export(self, final: Callable[[Attention], PreTrainedModel]) -> Exports:
         """Writes all files, the fastest exporter's.
@@ -126,25 +133,28 @@ class Exporter:
         Raises:
             VerificationFailed: no exporter wrote a file that computes what PyTorch does.
         """
-        dense_path, fp32_path, *others = self.paths
+        dense_path, fp32_path = self.paths
         self.directory.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=self.directory, prefix=".candidates.") as folder:
             dense = self.files.write(DENSE, float32_model(self.recipe, "eager"), Path(folder))
             pruned = self.files.write(PRUNED, final("eager"), Path(folder))
             maker = self.files.variants(pruned.plain, self._value)
-            names = asked_variants(self.recipe)
-            made = [maker.make(name, path) for name, path in zip(names, others, strict=True)]
+            found = [maker.attempt(name, self._path(name)) for name in asked_variants(self.recipe)]
+            made = [each for each in found if isinstance(each, Variant)]
+            failed = [each for each in found if isinstance(each, Tried)]
             fp32 = Variant(_placed(pruned.best, fp32_path), maker.fp32 if made else None)
-            return Exports(_placed(dense.best, dense_path), (fp32, *made), (*dense.tried, *pruned.tried))
+            return Exports(_placed(dense.best, dense_path), (fp32, *made), (*dense.tried, *pruned.tried, *failed))
 
     def here(self, found: Exports) -> Exports:
         """The same files; the directory may have been moved, or be called by another name, since they were made."""
-        dense, *pruned = self.paths
         variants = tuple(
-            replace(variant, artifact=replace(variant.artifact, path=path))
-            for variant, path in zip(found.variants, pruned, strict=True)
+            replace(variant, artifact=replace(variant.artifact, path=self._path(variant.name)))
+            for variant in found.variants
         )
-        return replace(found, dense=replace(found.dense, path=dense), variants=variants)
+        return replace(found, dense=replace(found.dense, path=self.paths[0]), variants=variants)
+
+    def _path(self, name: str) -> Path:
+        return self.files.place(self.directory / name)
 
     def bench(self, exports: Exports) -> Latency:
         """Dense against every variant of the pruned model and the references, with an identical-pair control."""

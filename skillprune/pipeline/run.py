@@ -12,7 +12,7 @@ from typing import Self
 from transformers import PreTrainedModel
 
 from skillprune.answers import label_names
-from skillprune.benchmark import Latency, check_provider, environment
+from skillprune.benchmark import Latency, check_start, environment
 from skillprune.checkpoint import Attention, load_model, load_source
 from skillprune.data import load_splits
 from skillprune.errors import DataError, Problem, RecipeError
@@ -83,7 +83,7 @@ class Run:
 
     def _prepare(self, recipe: Recipe, cache: bool) -> None:
         if recipe.is_exported:
-            check_provider(recipe.benchmark.provider)
+            check_start(recipe.benchmark.provider)
             check_exporters(recipe)
         self.source = load_source(
             recipe.model,

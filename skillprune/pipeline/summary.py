@@ -92,6 +92,7 @@ def _model(run: Run) -> paper.Model:
     return paper.Model(
         source=_shown(run.recipe.model.name),
         hub_id=run.source.hub_id,
+        fingerprint=run.source.fingerprint,
         model_type=run.source.model.config.model_type,
         stacks=_stacks(plan),
         parameters_before=plan.before.parameters,

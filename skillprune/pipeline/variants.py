@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from skillprune.benchmark import environment
 from skillprune.data import Batch
+from skillprune.errors import ResourceFailure
 from skillprune.evaluation import drop, is_within
 from skillprune.export import (
     Arrays,
@@ -21,6 +22,7 @@ from skillprune.export import (
     Quantised,
     Ranges,
     calibrate,
+    first_line,
     keep_sensitive,
     largest_difference,
     quantise_dynamic,
@@ -30,6 +32,7 @@ from skillprune.export import (
     size_of,
     to_float16,
 )
+from skillprune.pipeline.choice import PRUNED
 from skillprune.pipeline.onnx_answers import arrays_of
 from skillprune.pipeline.results import Tried, Variant
 from skillprune.progress import Progress
@@ -82,6 +85,15 @@ class VariantMaker(ABC):
     def make(self, name: str, path: Path) -> Variant:
         """The file in one format at ``path``; where it is refused the file is there all the same, to be measured."""
 
+    def attempt(self, name: str, path: Path) -> Variant | Tried:
+        """`make`, or why that failed: no format is worth a run."""
+        try:
+            return self.make(name, path)
+        except ResourceFailure:
+            raise
+        except Exception as failed:  # converters fail in every way there is
+            return Tried(PRUNED, name, refused=first_line(failed))
+
     @cached_property
     def fp32(self) -> float:
         """The metric of the fp32 file on validation."""
@@ -90,7 +102,8 @@ class VariantMaker(ABC):
     @property
     def saturates(self) -> bool:
         """Whether this processor needs seven-bit weights."""
-        return saturates(str(environment()["cpu_flags"] or ""))
+        flags = environment()["cpu_flags"]
+        return saturates(None if flags is None else str(flags))
 
     def holds(self, value: float) -> bool:
         """Whether so much on validation is enough."""

@@ -78,6 +78,9 @@ def _elsewhere(latency: Latency) -> Sequence[str]:
 
 
 def _refused(exports: Exports, choice: Choice, asked: Collection[str]) -> Iterator[str]:
+    for tried in exports.tried:
+        if tried.subject == PRUNED and tried.exporter in asked:
+            yield f"{tried.exporter} could not be made: {tried.refused}"
     for variant in exports.variants:
         if variant.name not in asked:
             continue

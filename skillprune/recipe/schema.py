@@ -127,8 +127,13 @@ class Recipe(Spec):
 
     @field_validator("benchmark")
     @classmethod
-    def _has_references(cls, benchmark: BenchmarkSpec, info: ValidationInfo) -> BenchmarkSpec:
-        task = info.data.get("task")
+    def _suits_the_files(cls, benchmark: BenchmarkSpec, info: ValidationInfo) -> BenchmarkSpec:
+        task, export = info.data.get("task"), info.data.get("export")
+        integers = [name for name in (export.variants or () if export is not None else ()) if name.startswith("int8")]
+        if integers and benchmark.provider == "cuda":
+            raise ValueError(
+                f"provider: cuda does not compute {integers[0]}; ask for fp16 or auto, or time it on the cpu"
+            )
         if benchmark.references and task is not None and task.writes:
             raise ValueError(f"references are timed where models say all at once; leave them out for {task.type}")
         return benchmark

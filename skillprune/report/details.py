@@ -46,7 +46,7 @@ def _asked(report: Report) -> Iterator[str]:
     sentences = [f"Asked for: {wording.plain(report.plan.budget)}."]
     for expected in report.plan.latency:
         shape = (expected.batch, expected.sequence)
-        rows = [row for row in report.latency if row.subject == "pruned" and (row.batch, row.sequence) == shape]
+        rows = [row for row in facts.headline_rows(report) if (row.batch, row.sequence) == shape]
         measured = ", ".join(wording.ratio(row.speedup) for row in rows if row.speedup is not None)
         planned = wording.ratio(expected.before_ms / expected.after_ms)
         sentences.append(f"At {wording.shape(*shape)} {planned} was planned, {measured} measured.")
@@ -200,10 +200,11 @@ def latency(report: Report) -> str:
     ]
     if not rows:
         return "Nothing was timed."
-    header = ["model", "batch x tokens", "p50", "p90", "p99", "examples/s", "speed-up", "p", "peak memory"]
+    header = ["model", "batch x tokens", "p50", "p90", "p99", "per second", "speed-up", "p", "peak memory"]
     text = (
-        "Time per batch. Speed-ups against dense fp32 with 95 % intervals; rounds interleaved in random order. p is "
-        "Wilcoxon's, of one median per opening; memory is that of the whole process."
+        "Time per batch; examples per second, and where a run is the next token, tokens. Speed-ups against dense fp32 "
+        "with 95 % intervals; rounds interleaved in random order. p is Wilcoxon's, of one median per opening; memory "
+        "is that of the whole process."
     )
     shared = [] if report.isolation is None else [f"Timed with {wording.plain(report.isolation)}."]
     table = wording.table([*header, "ran on", "threads", "rounds"], rows)

@@ -80,6 +80,9 @@ class Model(Section):
     hub_id: str | None = Field(
         default=None, description="Hugging Face hub id when the source is one, else null. Additional, optional."
     )
+    fingerprint: str | None = Field(
+        default=None, description="Digest of the source's weights and config. Additional, optional."
+    )
     checkpoint_format: Form | None = Field(
         default=None,
         description="How the checkpoint is written: uniform, per-layer, padded or auto_map. Additional, optional.",

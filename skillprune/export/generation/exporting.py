@@ -25,7 +25,7 @@ from skillprune.export.torchscript import OPSET
 from skillprune.families import Mixture, find_ffns
 from skillprune.generation import DECODER, Feeds, load_writer
 
-_MOVING_ROTATIONS = ("dynamic", "longrope")
+_MOVING_ROTATIONS = {"dynamic", "longrope"}
 """Rotary embeddings that change with the length of the text, by a branch that no trace can follow."""
 
 
@@ -40,9 +40,10 @@ def check_writable(model: PreTrainedModel) -> None:
         raise UnsupportedArchitecture(f"{name} reads {model.main_input_name}; writers of ONNX files read texts only")
     if any(isinstance(ffn, Mixture) for ffn in find_ffns(model)):
         raise UnsupportedArchitecture(f"{name} sends tokens to experts, which no trace can follow: run it in PyTorch")
-    if (kind := _rotation(model.config.to_dict())) in _MOVING_ROTATIONS:
+    if kind := _rotations(model.config.to_dict()) & _MOVING_ROTATIONS:
+        kinds = ", ".join(sorted(kind))
         raise UnsupportedArchitecture(
-            f"{name} has rotary embeddings of type {kind!r}: they change with a text's length, so no trace fits all"
+            f"{name} has rotary embeddings of type {kinds}: they change with a text's length, so no trace fits all"
         )
 
 
@@ -167,7 +168,8 @@ def _refuse_other(model: PreTrainedModel, *, encoder_decoder: bool) -> None:
     check_writable(model)
 
 
-def _rotation(config: Mapping[str, Any]) -> str | None:
-    """The kind of rotary embedding that a config asks for, in either version's words."""
+def _rotations(config: Mapping[str, Any]) -> set[str]:
+    """The kinds of rotary embeddings that a config asks for, in either version's words; layers may differ."""
     given = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    return given.get("rope_type", given.get("type"))
+    asked = [given, *(each for each in given.values() if isinstance(each, dict))]
+    return {str(each.get("rope_type", each.get("type"))) for each in asked}

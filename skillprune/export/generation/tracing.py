@@ -17,6 +17,7 @@ from skillprune.export import torchscript
 from skillprune.export.constant import constant_where_empty
 from skillprune.export.generation.masks import traceable_masks
 from skillprune.export.signature import Axes
+from skillprune.export.staging import first_line, is_of_disk
 
 Moving = Mapping[str, Axes]
 """The axes that move, by input or output."""
@@ -77,6 +78,7 @@ def trace(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str
     """
     try:
         torchscript.trace(module, inputs, outputs, axes, path)
-    except (AssertionError, RuntimeError, TypeError, ValueError) as failed:
-        reason = str(failed).splitlines()[0] if str(failed) else type(failed).__name__
-        raise VerificationFailed(f"{path.name} cannot be traced from this model: {reason}") from failed
+    except Exception as failed:  # tracing fails in every way there is
+        if is_of_disk(failed):
+            raise
+        raise VerificationFailed(f"{path.name} cannot be traced from this model: {first_line(failed)}") from failed
