@@ -53,7 +53,7 @@ def next_token(name: str, sizes: Sizes, bench: Bench) -> dict[str, Any]:
     medians = {"dense": float(np.median(dense_ms)), "pruned": float(np.median(pruned_ms))}
     control = controlled.ratio
     return {
-        "runtime": "ONNX Runtime, float16 files, cache in float32",
+        "runtime": "ONNX Runtime, float16 files",
         "provider": bench.device,
         "batch": batch,
         "prompt": sequence,

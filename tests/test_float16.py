@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
-from tiny import PAD, VOCABULARY, tiny_bert
+from tiny import PAD, VOCABULARY, tiny_bart, tiny_bert, tiny_llama
 
+from skillprune.benchmark import open_writer
 from skillprune.errors import CheckpointError
 from skillprune.export import Quantised, export_onnx, output_error, to_float16
+from skillprune.export.generation import export_decoder, export_encoder_decoder
 
 Array = NDArray[Any]
 HALF = 2.0**-11
@@ -174,3 +177,29 @@ def test_a_float16_file_is_not_made_smaller_again(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no float32 weights"):
         to_float16(to_float16(source, tmp_path / "h.onnx").path, tmp_path / "again.onnx")
     assert {path.name for path in tmp_path.iterdir()} == {"m.onnx", "h.onnx"}
+
+
+@pytest.mark.parametrize("name", ["decoder", "encoder-decoder"])
+def test_a_writers_cache_is_float16_and_it_says_nearly_the_same(tmp_path: Path, name: str) -> None:
+    ids = np.random.default_rng(0).integers(3, VOCABULARY, (2, 9))
+    texts = [{"input_ids": part, "attention_mask": np.ones_like(part)} for part in (ids[:, :5], ids)]
+    whole, half = tmp_path / "fp32", tmp_path / "fp16"
+    if name == "decoder":
+        export_decoder(tiny_llama(layers=2), texts, whole)
+    else:
+        export_encoder_decoder(tiny_bart(layers=2), texts, whole)
+    half.mkdir()
+    shutil.copy(whole / "generation_config.json", half)
+    for graph in whole.glob("*.onnx"):
+        to_float16(graph, half / graph.name)
+        ends = onnx.load(half / graph.name).graph
+        types = {each.name: each.type.tensor_type.elem_type for each in (*ends.input, *ends.output)}
+        for end, kind in types.items():
+            cached = end.startswith(("past_key_values.", "present."))
+            assert (kind == TensorProto.FLOAT16) == cached, end
+    one, other = (open_writer(each, threads=1) for each in (whole, half))
+    (said, mine), (found, its) = one.read(texts[1]), other.read(texts[1])
+    for _ in range(3):
+        assert 0 < np.abs(said - found).max() < 1e-2 * np.abs(said).max()
+        tokens = said.argmax(axis=1)
+        (said, mine), (found, its) = one.step(tokens, mine), other.step(tokens, its)

@@ -486,7 +486,7 @@ def test_user_text_cannot_break_a_view() -> None:
 
 def test_benchmark_entries_are_ratios_of_which_less_is_better(judgement: Judgement) -> None:
     entries = json.loads(to_benchmark(judgement))
-    assert [entry["name"] for entry in entries] == ["sst2, 1 x 32", "sst2, 8 x 128"]
+    assert [entry["name"] for entry in entries] == ["minilm-sst2, sst2, 1 x 32", "minilm-sst2, sst2, 8 x 128"]
     assert [entry["value"] for entry in entries] == pytest.approx([1 / 1.75, 1 / 1.62])
     low, high = map(float, entries[0]["range"].split(" to "))
     assert (low, high) == pytest.approx((1 / 1.79, 1 / 1.71), abs=1e-4)
@@ -496,7 +496,7 @@ def test_benchmark_entries_are_ratios_of_which_less_is_better(judgement: Judgeme
 
 def test_a_shape_whose_control_is_off_leaves_no_benchmark_entry() -> None:
     judgement = judge(report(lambda value: value["controls"][0].update(OFF)), Demands())
-    assert [entry["name"] for entry in json.loads(to_benchmark(judgement))] == ["sst2, 8 x 128"]
+    assert [entry["name"] for entry in json.loads(to_benchmark(judgement))] == ["minilm-sst2, sst2, 8 x 128"]
 
 
 # ---- files and the command

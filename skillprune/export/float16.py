@@ -12,12 +12,17 @@ from skillprune.export.products import drop_unused, products_of, read_float_grap
 from skillprune.export.quantisation import Quantised
 from skillprune.export.staging import is_external, staged, write_model
 
+CACHE = ("past_key_values.", "present.")
+"""How the names of keys and values begin that go in and come out."""
+
 LARGEST = 1e4
 """Constants are cut to this: masks are added to scores, even twice, and beyond float16's limit the sum is infinite."""
 
 
 def to_float16(source: Path, target: Path) -> Quantised:
     """Writes ``target`` in float16; inputs and outputs keep their types, so it is fed and read like ``source``.
+
+    Only the cache of a model that writes changes its type with it: nobody but the graph reads that.
 
     What transformers computes in float32 in a float16 model stays so: angles of rotary positions, with all they are
     computed from, and mean squares of norms that are not one operator. ONNX Runtime's CPU provider runs the file too.
@@ -40,8 +45,9 @@ def to_float16(source: Path, target: Path) -> Quantised:
     model = save_and_reload_model_with_shape_infer(read_float_graph(source))
     products = products_of(model.graph)
     precise = {node.name for node in (*_angles(model.graph), *_mean_squares(model.graph))}
+    ends = [each.name for each in (*model.graph.input, *model.graph.output) if not each.name.startswith(CACHE)]
     model = convert_float_to_float16(
-        model, max_finite_val=LARGEST, keep_io_types=True, disable_shape_infer=True, node_block_list=sorted(precise)
+        model, max_finite_val=LARGEST, keep_io_types=ends, disable_shape_infer=True, node_block_list=sorted(precise)
     )
     _join_casts(model.graph)
     drop_unused(model.graph)

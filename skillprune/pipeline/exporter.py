@@ -63,9 +63,8 @@ def check_exportable(recipe: Recipe, source: Source) -> None:
     """
     if recipe.task.writes:
         check_writable(source.model)
-    generation = source.model.generation_config
-    if recipe.task.metric == "exact_match" and generation is not None:
-        if odd := unheeded(generation.to_dict()):
+    if recipe.task.metric == "exact_match" and source.model.generation_config is not None:
+        if odd := unheeded(source.model.generation_config.to_dict()):
             wanted = f"ONNX files do not heed {', '.join(odd)} of generation_config.json when they write; choose loss"
             raise RecipeError([Problem("task.metric", "exact_match", wanted)])
     check_shapes(source.tokenizer, recipe.benchmark.shapes, more=int(recipe.task.writes))
