@@ -14,7 +14,7 @@ from skillprune.errors import ResourceFailure
 from skillprune.pipeline import STAGES, Run
 from skillprune.pipeline.directory import replacing
 
-NAMES = ("score", "plan", "prune", "export", "bench", "test")
+NAMES = ("score", "plan", "prune", "export", "bench", "profile", "test")
 
 
 @pytest.fixture(scope="module")

@@ -69,7 +69,7 @@ def test_the_report_says_what_training_did(whole: Finished) -> None:
     assert found["examples"] == 40  # all of train, not only the 24 of calibration
     assert (found["validation_after"], -found["loss_after"]) > (found["validation_before"], -found["loss_before"])
     assert [stage["name"] for stage in report["stages"]] == [
-        *("prompt", "score", "plan", "prune", "recover", "export", "bench", "test")
+        *("prompt", "score", "plan", "prune", "recover", "export", "bench", "profile", "test")
     ]
     page = (whole.output / "report.md").read_text(encoding="utf-8")
     assert "## Recovery" in page and "Trained after pruning." in page and "checkpoint before training" in page

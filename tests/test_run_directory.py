@@ -32,7 +32,7 @@ from skillprune.pipeline import STAGES, Run
 from skillprune.pipeline.directory import RunDirectory, write_text
 
 DEMO = skillprune.Recipe.model_validate({"model": "builtin:reviews-tiny", "task": {"data": "builtin:reviews"}})
-NAMES = ("score", "plan", "prune", "export", "bench", "test")
+NAMES = ("score", "plan", "prune", "export", "bench", "profile", "test")
 
 
 @pytest.fixture(scope="module")
