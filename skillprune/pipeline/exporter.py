@@ -30,8 +30,8 @@ from skillprune.pipeline.graphs import Graphs
 from skillprune.pipeline.inputs import check_shapes, parity_inputs, parity_texts, random_inputs
 from skillprune.pipeline.onnx_answers import answers
 from skillprune.pipeline.planner import float32_model
-from skillprune.pipeline.results import Exports, PartTime, Tried, Variant
-from skillprune.pipeline.variants import VariantMaker, Written, asked_variants
+from skillprune.pipeline.results import Exports, PartTime, Tried, Variant, Written
+from skillprune.pipeline.variants import VariantMaker, asked_variants
 from skillprune.pipeline.written import WriterFiles
 from skillprune.progress import Progress
 from skillprune.recipe import Recipe

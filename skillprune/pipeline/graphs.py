@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 from skillprune.benchmark import Feeds, Phase
 from skillprune.data import Batch
 from skillprune.export import FUSIONS, Arrays, Candidates, OnnxArtifact, export_candidates
-from skillprune.pipeline.results import Tried
+from skillprune.pipeline.results import Tried, Written
 from skillprune.pipeline.tournament import fastest
-from skillprune.pipeline.variants import GraphVariants, Written
+from skillprune.pipeline.variants import GraphVariants
 from skillprune.progress import Progress
 from skillprune.recipe import Recipe
 

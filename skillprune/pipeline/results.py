@@ -1,4 +1,4 @@
-"""The values that stages hand on and the run directory keeps as JSON."""
+"""The values that stages, and the steps within them, hand on; those of stages the run directory keeps as JSON."""
 
 from __future__ import annotations
 
@@ -25,6 +25,21 @@ class Tried:
     exporter: str
     speed: float | None = None
     refused: str | None = None
+
+
+@dataclass(frozen=True)
+class Written:
+    """The fp32 file of a model.
+
+    Attributes:
+        best: the fastest one.
+        tried: how all that were tried did.
+        plain: the fastest one without fused operators, which other number formats are made from.
+    """
+
+    best: OnnxArtifact
+    tried: tuple[Tried, ...]
+    plain: OnnxArtifact
 
 
 @dataclass(frozen=True)

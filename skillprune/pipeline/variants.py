@@ -50,21 +50,6 @@ def asked_variants(recipe: Recipe) -> tuple[str, ...]:
     return tuple(name for name in asked if name != "fp32")
 
 
-@dataclass(frozen=True)
-class Written:
-    """The fp32 file of a model.
-
-    Attributes:
-        best: the fastest one.
-        tried: how all that were tried did.
-        plain: the fastest one without fused operators, which other number formats are made from.
-    """
-
-    best: OnnxArtifact
-    tried: tuple[Tried, ...]
-    plain: OnnxArtifact
-
-
 @dataclass(frozen=True, eq=False)
 class VariantMaker(ABC):
     """Writes an fp32 file in other number formats and judges what comes out on validation.

@@ -15,8 +15,8 @@ from skillprune.export import OnnxArtifact, Quantised, quantise_dynamic, size_of
 from skillprune.export.generation import export_decoder, export_encoder_decoder, writers_apart
 from skillprune.generation import Feeds
 from skillprune.pipeline.directory import replacing
-from skillprune.pipeline.results import Tried, Variant
-from skillprune.pipeline.variants import VariantMaker, Written
+from skillprune.pipeline.results import Tried, Variant, Written
+from skillprune.pipeline.variants import VariantMaker
 from skillprune.progress import Progress
 from skillprune.recipe import Recipe
 
