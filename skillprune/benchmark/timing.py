@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,7 @@ from skillprune.progress import Progress
 Run = Callable[[int], int]  # runs so often in a row, and returns the nanoseconds that all of it took
 Prepare = Callable[[int], Run]  # gets ready for the inputs of a shape, by its number; earlier shapes run no more
 Opener = Callable[[], AbstractContextManager[Prepare]]
+Done = TypeVar("Done")
 Timer = Callable[[], int]  # nanoseconds since any fixed moment, like time.perf_counter_ns
 
 NANOSECONDS_PER_MS = 1_000_000
@@ -122,7 +125,8 @@ def time_openings(
     """Opens everything anew again and again, and times all of it in a few rounds of every shape each time.
 
     At each opening the subjects are opened in a new random order. Each shape in turn, starting with another one at
-    every opening, is warmed up; then every round runs each subject once, in a new random order. A sample is the mean of
+    every opening, is warmed up in the same order, and by a round that does not count: whoever always came last would
+    start ahead of the others. Then every round runs each subject once, in a new random order. A sample is the mean of
     as many consecutive runs as the fastest subject needs to fill `SHORTEST_SAMPLE_NS`. All subjects get the same
     number: the first run after another model finds cold caches, and it must weigh equally. Repetition is at both
     levels, because what an opening fixes no number of rounds averages out (Kalibera and Jones, 2013, "Rigorous
@@ -155,9 +159,10 @@ def _time_opening(
 ) -> None:
     """Opens everything once, times all shapes, and lets go of everything."""
     with ExitStack() as stack:
-        opened = _opened(stack, openers, order)
+        opened = _in_order(order, lambda column: stack.enter_context(openers[column]()))
         for number in _rotated(list(books), opening):
-            books[number].fill(opening, [prepare(number) for prepare in opened], progress)
+            runs = _in_order(order, partial(_prepared, opened, number))
+            books[number].fill(opening, runs, order, progress)
 
 
 class _Book:
@@ -169,20 +174,25 @@ class _Book:
         self.ms = np.empty(self.order.shape)
         self.repeats = 0
 
-    def fill(self, opening: int, runs: Sequence[Run], progress: Progress) -> None:
-        """Warms up, and times all rounds of one opening."""
+    def fill(self, opening: int, runs: Sequence[Run], order: NDArray[np.int64], progress: Progress) -> None:
+        """Warms up in ``order``, and times all rounds of one opening."""
         openings, rounds, _ = self.ms.shape
-        fastest_ns = min(warm_up(run) for run in runs)
+        fastest_ns = min(_in_order(order, lambda column: warm_up(runs[column])))
         self.repeats = self.repeats or max(1, math.ceil(SHORTEST_SAMPLE_NS / max(fastest_ns, 1.0)))
+        _round_ms(runs, order, self.repeats)  # who warmed up last would find its caches warmer than the others
         for row in range(rounds):
             self.ms[opening, row] = _round_ms(runs, self.order[opening, row], self.repeats)
             progress(self.shape.what, opening * rounds + row + 1, openings * rounds)
 
 
-def _opened(stack: ExitStack, openers: Sequence[Opener], order: NDArray[np.int64]) -> list[Prepare]:
-    """What the openers open, one after the other in ``order``, listed in the order of the openers."""
-    opened = {column: stack.enter_context(openers[column]()) for column in order.tolist()}
-    return [opened[column] for column in range(len(openers))]
+def _prepared(opened: Sequence[Prepare], shape: int, column: int) -> Run:
+    return opened[column](shape)
+
+
+def _in_order(order: NDArray[np.int64], do: Callable[[int], Done]) -> list[Done]:
+    """What ``do`` gives for every column, listed by column, but done in ``order``."""
+    done = {column: do(column) for column in order.tolist()}
+    return [done[column] for column in range(len(order))]
 
 
 def _rotated(numbers: Sequence[int], by: int) -> list[int]:
@@ -228,8 +238,8 @@ def warm_up(run: Run) -> float:
 
 def _round_ms(runs: Sequence[Run], order: NDArray[np.int64], repeats: int) -> list[float]:
     """Milliseconds per run of each subject, timed one after the other in ``order``."""
-    took_ns = {column: runs[column](repeats) for column in order.tolist()}
-    return [took_ns[column] / (repeats * NANOSECONDS_PER_MS) for column in range(len(runs))]
+    took_ns = _in_order(order, lambda column: runs[column](repeats))
+    return [each / (repeats * NANOSECONDS_PER_MS) for each in took_ns]
 
 
 @contextmanager

@@ -100,6 +100,31 @@ def test_rounds_are_interleaved_in_the_drawn_order() -> None:
     order = [names[run] for run in schedule(3, 12, seed=[1, 1]).ravel()]
     half = len(clock.ran) // 2
     assert clock.ran[half - 18 : half] + clock.ran[-18:] == order
+    before = clock.ran[half - 21 : half - 18]
+    assert sorted(before) == names and clock.ran[half - 22] == before[-1]  # a round that does not count, after warm-up
+
+
+def test_no_subject_is_always_prepared_or_warmed_up_last() -> None:
+    """Who comes last finds its caches warm: with two rounds an identical pair would differ by some percent."""
+    clock, prepared = Clock(), list[str]()
+
+    @contextmanager
+    def opened(name: str) -> Iterator[Prepare]:
+        def prepare(shape: int) -> Run:
+            prepared.append(name)
+            clock.ran.append(f"prepare {name}")
+            return clock.run(name, repeat(5 * MS))
+
+        yield prepare
+
+    time_openings([partial(opened, name) for name in "abc"], {0: ONE}, (24, 1), seed=[0], progress=silent)
+    orders = [tuple(prepared[start : start + 3]) for start in range(0, 72, 3)]
+    assert set(orders) == set(permutations("abc"))
+    one_opening = len(clock.ran) // 24  # prepares, ten runs of each to warm up, and two rounds
+    for opening, order in enumerate(orders):
+        ran = clock.ran[opening * one_opening :][:one_opening]
+        assert ran[3:33] == [name for name in order for _ in range(10)]
+        assert ran[33:36] == list(order)
 
 
 def test_each_opening_times_new_runs_opened_in_a_new_order() -> None:
@@ -271,7 +296,7 @@ def test_more_shapes_make_the_control_more_patient() -> None:
         def open_pair(column: int) -> Iterator[Prepare]:
             opened[column] += 1
             times = noisy(seed)[opened[column] - 1, :, column] if opened[column] <= OPENINGS else [8 * MS] * 10
-            costs = chain([8 * MS] * 10, times)  # ten runs are warm-up
+            costs = chain([8 * MS] * 11, times)  # ten runs and a round are warm-up
             yield lambda shape: clock.run(str(column), repeat(8 * MS) if shape else costs)
 
         pair = [partial(open_pair, column) for column in range(2)]
