@@ -6,7 +6,8 @@ baselines that were measured in the same way: `skillprune gate RUN --baseline OT
 is false; one about the wider model is right. Where the identical-pair control of a run stays off, the gate judges
 nothing.
 
-The loss that was injected is measured by itself, in one long run of both files without the others.
+The loss that was injected is measured by itself, in one long run of both files without the others. Files are exported
+once: that the fastest exporter may be another one from run to run, which the gate tells, is not looked at here.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ import argparse
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from provenance import HERE, kept_row, update_result
+from provenance import HERE, TIMING, kept_row, update_result
 
 import skillprune
 from skillprune import load_recipe, load_source
@@ -53,29 +54,28 @@ def main() -> None:
     """Measures baselines and runs in chunks that are kept, judges every run, and writes the counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=RUNS)
-    parser.add_argument("--name", default="gate-alarms")
+    parser.add_argument("--name", default="alarms", help="of what is written and kept (default: %(default)s)")
     arguments = parser.parse_args()
+    stem = f"gate-{arguments.name}"
     with TemporaryDirectory() as folder:
         files = Files(Path(folder))
-        injected = kept_row(f"{arguments.name}-injected", files.injected)
+        injected = timed_here(f"{stem}-injected", files.injected)
         with others(2):
-            baselines = files.reports("baseline", "same", BASELINES, arguments.name)
-            found = {
-                kind: files.judged(files.reports(kind, kind, arguments.runs, arguments.name), baselines)
-                for kind in KEEP
-            }
+            baselines = files.reports("baseline", "same", BASELINES, stem)
+            found = {kind: files.judged(files.reports(kind, kind, arguments.runs, stem), baselines) for kind in KEEP}
     result = {
         "shape": SHAPE,
         "rounds": ROUNDS,
         "host": host(),
         "other_processes": 2,
+        "exporters": files.exporters(),
         "injected": injected,
         "runs": {kind: sum(counts.values()) for kind, counts in found.items()},
         "false_alarms": found["same"]["failed"],
         "caught": found["wider"]["failed"],
         "outcomes": found,
     }
-    update_result("gate", "alarms", seeds=[0], result=result)
+    update_result("gate", arguments.name, seeds=[0], result=result)
 
 
 @contextmanager
@@ -87,6 +87,14 @@ def others(count: int) -> Iterator[None]:
     finally:
         for process in started:
             process.kill()
+
+
+def timed_here(name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A row of times, which is kept and knows the machine that it was taken on."""
+    row = kept_row(name, lambda: {"host": host(), **measure()}, TIMING)
+    if row["host"] != host():
+        raise SystemExit(f"{name} was timed on another machine or in another way; delete it to time it here")
+    return row
 
 
 def host() -> str:
@@ -109,9 +117,16 @@ class Files:
             self.templates[kind] = skillprune.run(recipe, self.folders[kind])
         self.source = load_source(recipe.model)
 
+    def exporters(self) -> dict[str, list[str]]:
+        """Whose dense and whose pruned file was kept."""
+        return {
+            kind: [row.exporter for row in report.candidates if row.speed == 1.0]
+            for kind, report in self.templates.items()
+        }
+
     def injected(self) -> dict[str, Any]:
         """How much of the speed-up the wider model loses, both measured in the same rounds."""
-        subjects = [self._dense("same"), *(Subject(kind, "fp32", self._pruned(kind)) for kind in KEEP)]
+        subjects = [self._dense(), *(Subject(kind, "fp32", self._pruned(kind)) for kind in KEEP)]
         latency = self._measure(subjects, LONG, seed=0)
         speedups = {row.subject: row.speedup.value for row in latency.measurements}
         return {"speedups": speedups, "loss": 1 - speedups["wider"] / speedups["same"]}
@@ -121,32 +136,30 @@ class Files:
         found: list[Report] = []
         for first in range(0, count, CHUNK):
             seeds = range(first, min(first + CHUNK, count))
-            row = kept_row(f"{stem}-{name}-{first}-{len(seeds)}", partial(self._chunk, name, kind, seeds))
-            if row["host"] != host():
-                raise SystemExit(f"{stem}-{name}-{first} was timed on another machine; delete it to time it here")
+            row = timed_here(f"{stem}-{name}-{first}-{len(seeds)}", partial(self._chunk, name, kind, seeds))
             found += [self.templates[kind].model_validate(self._filled(kind, each)) for each in row["measured"]]
         return found
 
     def judged(self, runs: Sequence[Report], baselines: Sequence[Report]) -> dict[str, int]:
         """What the gate says of every run, each held against one of the baselines in turn."""
         quiet = [each for each in baselines if all(control.ok for control in each.controls)]
+        if not quiet:
+            raise SystemExit("the control of every baseline is off: this machine is too busy to measure on")
         said = Counter(judge(run, Demands(), quiet[number % len(quiet)]).outcome for number, run in enumerate(runs))
         return {outcome: said[outcome] for outcome in ("passed", "failed", "incomparable")}
 
     def _chunk(self, name: str, kind: str, seeds: Sequence[int]) -> dict[str, Any]:
         offset = 1000 * ["baseline", *KEEP].index(name)
-        subjects = [self._dense(kind), Subject("pruned", "fp32", self._pruned(kind))]
+        subjects = [self._dense(), Subject("pruned", "fp32", self._pruned(kind))]
         latencies = [self._measure(subjects, ROUNDS, seed=offset + seed) for seed in seeds]
-        return {
-            "host": host(),
-            "measured": [
-                {
-                    "latency": [latency_row(row).model_dump() for row in latency.measurements],
-                    "controls": [control_row(control).model_dump() for control in latency.controls],
-                }
-                for latency in latencies
-            ],
-        }
+        measured = [
+            {
+                "latency": [latency_row(row).model_dump() for row in latency.measurements],
+                "controls": [control_row(control).model_dump() for control in latency.controls],
+            }
+            for latency in latencies
+        ]
+        return {"measured": measured}
 
     def _filled(self, kind: str, measured: dict[str, Any]) -> dict[str, Any]:
         kept = {"verdict": {**self.templates[kind].verdict.model_dump(), "ok": True, "reasons": []}}
@@ -156,8 +169,9 @@ class Files:
         feeds = partial(random_inputs, self.source.model, self.source.tokenizer, seed=0)
         return measure_latency(subjects, [SHAPE], feeds, threads=THREADS, provider="cpu", rounds=rounds, seed=seed)
 
-    def _dense(self, kind: str) -> Subject:
-        return Subject("dense", "fp32", self.folders[kind] / "onnx" / "dense" / "fp32" / "model.onnx")
+    def _dense(self) -> Subject:
+        """One file for all: both models were pruned from it."""
+        return Subject("dense", "fp32", self.folders["same"] / "onnx" / "dense" / "fp32" / "model.onnx")
 
     def _pruned(self, kind: str) -> Path:
         return self.folders[kind] / "onnx" / "fp32" / "model.onnx"

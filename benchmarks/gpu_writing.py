@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ffn_share import keep_first_neurons_
 from gpu_latency import THREADS
 from gpu_models import KEEP, SEED, Bench, Parts, Sizes, arrays, llama, release
 from transformers import LlamaForCausalLM
 
-from skillprune.benchmark import check_provider, open_writer, paired_speedup
-from skillprune.benchmark.timing import Prepare, Shape, measure_controlled, timed
+from skillprune.benchmark import Subject, check_provider, measure_latency
 from skillprune.export import size_of, to_float16
 from skillprune.export.generation import export_decoder
-from skillprune.generation import DECODER, Feeds
+from skillprune.generation import DECODER
 from skillprune.pipeline.inputs import PARITY_SHAPES
-from skillprune.progress import silent
 
 
 def decoding(name: str, sizes: Sizes, bench: Bench) -> Parts:
@@ -40,27 +35,27 @@ def next_token(name: str, sizes: Sizes, bench: Bench) -> dict[str, Any]:
     check_provider(bench.device)  # before minutes go into files that nothing can run
     dense, pruned = (written(keep, sizes, bench.folder / name / f"writer-{keep}") for keep in (1.0, KEEP))
     release()
-    batch, sequence = bench.scale.prefill
-    prompt = arrays(sizes["vocab_size"], batch, sequence)
-    (controlled,) = measure_controlled(
-        [partial(after_prompt, directory, prompt, bench.device) for directory in (dense, pruned, dense)],
-        [Shape("decoding", (SEED, batch, sequence))],
+    found = measure_latency(
+        [Subject("dense", "fp16", dense), Subject("pruned", "fp16", pruned)],
+        [bench.scale.prefill],
+        lambda *shape: arrays(sizes["vocab_size"], *shape),
+        threads=THREADS,
+        provider=bench.device,
         rounds=bench.rounds,
         seed=SEED,
-        progress=silent,
+        phases=("next token",),
     )
-    dense_ms, pruned_ms = (controlled.samples.ms[..., column] for column in range(2))
-    medians = {"dense": float(np.median(dense_ms)), "pruned": float(np.median(pruned_ms))}
-    control = controlled.ratio
+    (control,), batch = found.controls, bench.scale.prefill[0]
+    medians = {row.subject: row.p50_ms for row in found.measurements}
     return {
         "runtime": "ONNX Runtime, float16 files",
-        "provider": bench.device,
+        "provider": found.measurements[0].provider,
         "batch": batch,
-        "prompt": sequence,
+        "prompt": bench.scale.prefill[1],
         "step_ms": medians,
         "tokens_per_second": {model: 1000 * batch / ms for model, ms in medians.items()},
-        "speedup": asdict(paired_speedup(dense_ms, pruned_ms, seed=(SEED, batch, sequence))),
-        "control": {**asdict(control), "ok": control.low <= 1 <= control.high},
+        "speedup": asdict(found.measurements[1].speedup),
+        "control": {**asdict(control.ratio), "ok": control.ok},
         "fp16_bytes": {"dense": size_of(dense / DECODER), "pruned": size_of(pruned / DECODER)},
     }
 
@@ -76,12 +71,3 @@ def written(keep: float, sizes: Sizes, folder: Path) -> Path:
         shutil.copy(config, half)
     shutil.rmtree(whole)
     return half
-
-
-@contextmanager
-def after_prompt(directory: Path, prompt: Feeds, device: str) -> Iterator[Prepare]:
-    """Reads a prompt once; every run is the step that follows it."""
-    writer = open_writer(directory, threads=THREADS, provider=device)
-    said, state = writer.read(prompt)
-    run = timed(lambda: writer.step(said.argmax(axis=1), state))
-    yield lambda _: run

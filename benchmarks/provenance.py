@@ -20,6 +20,10 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 PARTS = RESULTS / "parts"
 """What long measurements have finished, kept with the results so that they can be gone on with anywhere."""
+PRUNING = ("families", "surgery.py", "scoring", "planning", "repair")
+"""The code that says which neurons stay and what the others become."""
+TIMING = ("benchmark", "export", "gating")
+"""The code that writes files, times them, and compares times."""
 MINILM = HERE / "recipes" / "minilm-sst2.yaml"
 
 
@@ -42,31 +46,29 @@ def update_result(name: str, section: str, *, seeds: list[int], result: dict[str
     _write(path, sections)
 
 
-def kept_row(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def kept_row(name: str, make: Callable[[], dict[str, Any]], rooms: Sequence[str] = PRUNING) -> dict[str, Any]:
     """A row that takes minutes: from ``results/parts`` if an earlier run finished it, else made and kept there.
 
     So interrupted runs continue, on another machine too. The name says all that the row depends on but the code: a row
-    that other code made is told, to be deleted if what is measured has changed.
+    that other code made, in the ``rooms`` that matter to it, is told, to be deleted if what is measured has changed.
     """
-    path = PARTS / "rows" / f"{name}.json"
+    path, code = PARTS / "rows" / f"{name}.json", code_fingerprint(rooms)
     if path.is_file():
         kept = dict(json.loads(path.read_text(encoding="utf-8")))
-        if kept.get("code") != code_fingerprint():
+        if kept.get("code") != code:
             print(f"{path.relative_to(HERE.parent)} was made by other code; without the file it is made anew")
         return kept
-    row = {**make(), "code": code_fingerprint()}
+    row = {**make(), "code": code}
     print(f"{str(row):.1000}", flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".draft")
-    draft.write_text(json.dumps(row), encoding="utf-8")
-    draft.replace(path)
+    _write_whole(path, json.dumps(row))
     return row
 
 
-def code_fingerprint() -> str:
-    """Of all that says which neurons stay and what the others become: parts made by other code are told apart by it."""
+def code_fingerprint(rooms: Sequence[str] = PRUNING) -> str:
+    """Of the code that a part depends on: parts made by other code are told apart by it."""
     package, told = Path(skillprune.__file__).parent, hashlib.sha256()
-    for room in ("families", "surgery.py", "scoring", "planning", "repair"):
+    for room in rooms:
         for path in sorted((package / room).rglob("*.py")) if (package / room).is_dir() else [package / room]:
             told.update(path.read_bytes())
     return told.hexdigest()[:8]
@@ -101,5 +103,12 @@ def _record(seeds: list[int], result: dict[str, Any]) -> dict[str, Any]:
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    _write_whole(path, json.dumps(content, indent=2) + "\n")
     print(f"wrote {path.relative_to(HERE.parent)}")
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Half a file would be in the way of going on."""
+    draft = path.with_suffix(".draft")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)

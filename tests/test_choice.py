@@ -71,6 +71,12 @@ def test_a_shape_that_gains_much_can_outweigh_one_that_loses_little() -> None:
     assert choose(exports(), found).variant == "int8-dynamic"
 
 
+def test_a_demand_is_held_at_every_shape_where_some_variant_holds_it() -> None:
+    found = latency({"fp32": (2.0, 2.0), "int8-dynamic": (1.4, 4.0), "int8-static": (1.9, 3.0)})
+    best = {least: choose(exports(), found, least=least).variant for least in (None, 1.4, 1.8, 1.95, 2.5)}
+    assert best == {None: "int8-static", 1.4: "int8-static", 1.8: "int8-static", 1.95: "fp32", 2.5: "int8-static"}
+
+
 @given(st.lists(st.tuples(speeds, speeds), min_size=3, max_size=3), st.sets(st.sampled_from(NAMES[1:])))
 def test_no_fit_variant_is_faster_than_the_best(values: list[tuple[float, float]], refused: set[str]) -> None:
     found = latency(dict(zip(NAMES, values, strict=True)))

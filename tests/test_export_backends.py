@@ -291,10 +291,11 @@ def test_a_directory_below_a_file_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_a_classifier_that_reads_forwards(tmp_path: Path) -> None:
-    """Some exporter can write it on either line of transformers, though not every one."""
+    """The exporter that needs nothing else writes it on either line of transformers."""
     model = tiny_llama_classifier(layers=2)
+    model.set_attn_implementation("eager")  # as runs do
     found = export_candidates(model, TRIED, tmp_path, fusions=())
-    assert found.passed
+    assert "torchscript" in [each.backend for each in found.passed], found.failed
 
 
 def test_the_families_of_the_table_are_tried(tmp_path: Path) -> None:

@@ -143,7 +143,15 @@ def rewriter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "widths"), [*((name, (21, 8, 13)) for name in WRITERS), ("llama", (0, 8, 5)), ("bart", (4, 0, 0))]
+    ("name", "widths"),
+    [
+        *((name, (21, 8, 13)) for name in WRITERS),
+        *(
+            (name, (0, 8, 5))
+            for name in ("llama", "gpt_neox-parallel", "falcon-parallel", "falcon-new", "phi", "cohere")
+        ),
+        ("bart", (4, 0, 0)),
+    ],
 )
 def test_a_pruned_model_writes_what_it_writes_in_pytorch(name: str, widths: tuple[int, ...], tmp_path: Path) -> None:
     model = pruned(ZOO[name], widths)

@@ -27,8 +27,9 @@ from skillprune.answers import Classifier
 from skillprune.benchmark import Latency, Ratio, measure_latency
 from skillprune.checkpoint import load_source, save_pruned
 from skillprune.data import Batch
-from skillprune.errors import RecipeError
+from skillprune.errors import RecipeError, VerificationFailed
 from skillprune.evaluation import accuracy
+from skillprune.export import BACKENDS
 from skillprune.families import find_ffns
 from skillprune.pipeline import Run, detection, planner, sensitivity
 from skillprune.pipeline import latency_table as latency_tables
@@ -38,7 +39,7 @@ from skillprune.pipeline.latency_table import latency_table
 from skillprune.pipeline.sensitivity import SHARES, measured_curves
 from skillprune.planning import Costs, LatencyTable, PruningPlan, Widths
 from skillprune.progress import silent
-from skillprune.recipe import BenchmarkSpec, RepairSpec, load_recipe
+from skillprune.recipe import BenchmarkSpec, ExportSpec, RepairSpec, load_recipe
 from skillprune.repair import prune_and_repair_
 from skillprune.scoring import NeuronScores, Provenance, ScoringData, ranking
 from skillprune.surgery import prune_
@@ -67,13 +68,25 @@ def inputs(batch: int, sequence: int) -> dict[str, NDArray[np.int64]]:
     return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
 
-def tabulated(made: list[PreTrainedModel], **changes: Any) -> LatencyTable:
+def tabulated(
+    made: list[PreTrainedModel], backends: tuple[str, ...] = ("torchscript",), **changes: Any
+) -> LatencyTable:
     def make() -> PreTrainedModel:
         made.append(tiny_bert(width=NEURONS))
         return made[-1]
 
     spec = BenchmarkSpec(**{"shapes": ((1, 8), (2, 16)), "threads": 1, **changes})
-    return latency_table(make, [inputs(2, 7)], inputs, spec, round_to=4, seed=0, cache=True, progress=silent)
+    return latency_table(
+        make,
+        [inputs(2, 7)],
+        inputs,
+        spec,
+        ExportSpec(backends=backends),
+        round_to=4,
+        seed=0,
+        cache=True,
+        progress=silent,
+    )
 
 
 def test_a_latency_table_is_measured_once_per_machine_and_settings(
@@ -105,6 +118,19 @@ def test_a_latency_table_is_measured_once_per_machine_and_settings(
     made.clear()
     tabulated(made, threads=2)
     assert len(made) == 7 and len(list(tmp_path.rglob("*.json"))) == 2
+
+
+def test_no_exporter_is_needed_as_long_as_one_writes_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("no such operator")
+
+    monkeypatch.setenv("SKILLPRUNE_CACHE", str(tmp_path))
+    monkeypatch.setitem(BACKENDS, "native", replace(BACKENDS["native"], write=broken, needs=()))
+    made: list[PreTrainedModel] = []
+    assert tabulated(made, ("native", "torchscript")).widths["encoder"][-1] == 1.0
+    assert len(made) == 7
+    with pytest.raises(VerificationFailed, match="native failed"):
+        tabulated(made, ("native",))
 
 
 def test_a_table_of_a_busy_machine_is_used_but_not_kept(

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from onnxruntime import InferenceSession
 from runs import finished, invoke, set_up
-from tiny import tiny_batches, tiny_bert
-from transformers import PreTrainedModel
+from tiny import VOCABULARY, tiny_batches, tiny_bert
+from transformers import DebertaV2Config, DebertaV2ForSequenceClassification, PreTrainedModel
 
 import skillprune
 from skillprune import load_recipe
@@ -22,6 +22,7 @@ from skillprune.data import Batch
 from skillprune.errors import VerificationFailed
 from skillprune.export import BACKENDS, Candidates, export_onnx, is_usable
 from skillprune.pipeline.onnx_answers import answers
+from skillprune.pipeline.results import Tried, Variant
 from skillprune.pipeline.tournament import fastest
 from skillprune.pipeline.variants import GraphVariants, asked_variants
 from skillprune.progress import silent
@@ -99,6 +100,71 @@ def test_products_that_hurt_stay_in_fp32_until_the_floor_holds(
     assert made.artifact.max_abs_diff < loose.artifact.max_abs_diff
 
 
+@pytest.mark.parametrize("name", INT8)
+def test_inputs_that_a_model_ignores_are_no_obstacle(tmp_path: Path, name: str) -> None:
+    """Tokenizers give DeBERTa token types, of which its graph knows nothing; ranges and rankings run the graph."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = DebertaV2Config(**sizes, vocab_size=VOCABULARY, max_position_embeddings=64, type_vocab_size=0)
+    torch.manual_seed(0)
+    model = DebertaV2ForSequenceClassification(config).eval()
+    batches = tuple(
+        replace(batch, inputs={**batch.inputs, "token_type_ids": torch.zeros_like(batch.inputs["input_ids"])})
+        for batch in tiny_batches()
+    )
+    arrays = [{name: tensor.numpy() for name, tensor in batch.inputs.items()} for batch in batches]
+    artifact = export_onnx(model, arrays[:2], tmp_path / "model.onnx")
+    assert "token_type_ids" not in [each.name for each in onnx.load(artifact.path).graph.input]
+
+    def value(path: Path) -> float:
+        """As if int8 lost everything, so that its products are ranked."""
+        return float(path == artifact.path)
+
+    maker = GraphVariants(recipe(max_drop=0.0), artifact, value, silent, batches, arrays)
+    made = maker.attempt(name, tmp_path / name / "model.onnx")
+    assert isinstance(made, Variant) and made.refused is not None, made
+
+
+def test_of_a_format_that_cannot_be_judged_no_file_stays(maker: GraphVariants, tmp_path: Path) -> None:
+    def value(path: Path) -> float:
+        if path != maker.source.path:
+            raise ValueError("logits are not finite")
+        return 1.0
+
+    path = tmp_path / "fp16" / "model.onnx"
+    assert replace(maker, value=value).attempt("fp16", path) == Tried(
+        "pruned", "fp16", refused="ValueError: logits are not finite"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+    def full(path: Path) -> float:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):  # is not the format's fault
+        replace(maker, value=full).attempt("fp16", path)
+
+
+def test_a_run_with_half_precision(tmp_path: Path) -> None:
+    path = set_up(tmp_path, export={"variants": ["fp32", "fp16"], "backends": "torchscript", "fusion": False})
+    report = skillprune.run(load_recipe(path), tmp_path / "out")
+    half = report.artifacts[1]
+    stored = {each.data_type for each in onnx.load(tmp_path / "out" / half.path).graph.initializer if each.dims}
+    assert half.variant == "fp16" and onnx.TensorProto.FLOAT16 in stored and onnx.TensorProto.FLOAT not in stored
+    assert 0 < half.max_abs_diff < 0.01
+    test = report.quality.test
+    assert test.onnx["fp16"] == pytest.approx(test.onnx["fp32"], abs=0.02)
+
+
+def test_files_of_a_variant_that_are_gone_are_made_again(tmp_path: Path) -> None:
+    path = set_up(tmp_path, export={"variants": ["int8-dynamic"], "backends": "torchscript", "fusion": False})
+    skillprune.run(load_recipe(path), tmp_path / "out")
+    gone = tmp_path / "out" / "onnx" / "int8-dynamic" / "model.onnx"
+    gone.unlink()
+    report = skillprune.run(load_recipe(path), tmp_path / "out")
+    assert gone.is_file()
+    cached = {stage.name: stage.cached for stage in report.stages}
+    assert cached["prune"] and not cached["export"] and not cached["bench"]
+
+
 def test_a_run_makes_and_judges_every_variant(tmp_path: Path) -> None:
     path = set_up(tmp_path, export={"variants": "auto", "backends": "torchscript", "fusion": False, "max_drop": 1.0})
     report = skillprune.run(load_recipe(path), tmp_path / "out")
@@ -133,6 +199,21 @@ def test_a_format_that_cannot_be_made_is_no_reason_to_stop_unless_it_was_asked_f
     named = load_recipe(path, ["export.variants=[fp32, int8-static]"])
     reasons = skillprune.run(named, tmp_path / "named").verdict.reasons
     assert any("int8-static could not be made: KeyError" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize("asked", ["auto", ["torchscript", "native"]])
+def test_an_exporter_that_fails_is_no_reason_to_stop_unless_it_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: object
+) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("no such operator")
+
+    monkeypatch.setitem(BACKENDS, "native", replace(BACKENDS["native"], write=broken, needs=()))
+    path = set_up(tmp_path, export={"backends": asked, "fusion": False})
+    report = skillprune.run(load_recipe(path), tmp_path / "out")
+    assert report.artifacts[0].backend != "native"
+    reasons = [reason for reason in report.verdict.reasons if "native could not be made: the exporter" in reason]
+    assert len(reasons) == (asked != "auto")
 
 
 def test_files_that_cannot_run_a_shape_do_not_compete(tmp_path: Path) -> None:
@@ -201,7 +282,7 @@ def test_an_operator_set_is_written_or_refused_before_anything_is(tmp_path: Path
     )
     assert standard.version == 18
     found = invoke("run", path, "--set", "export.opset=9", "--output", tmp_path / "other")
-    assert found.code == 2 and "no exporter here writes operator set 9; torchscript 14 to 20" in found.text, found.text
+    assert found.code == 2 and "torchscript writes operator sets 14 to 20, not 9" in found.text, found.text
     assert not (tmp_path / "other").exists()
 
 
@@ -214,6 +295,7 @@ def test_a_reference_is_timed_and_told(tmp_path: Path) -> None:
         ("torch", "torch"),
         (DEFAULT, DEFAULT),
     ]
-    ratio = report.latency[2].p50_ms / report.latency[1].p50_ms
-    told = f"The shipped file against the dense model in torch, medians: {ratio:.2f}x at 2 x 16."
+    _, pruned, torch_, _ = (row.speedup for row in report.latency)
+    assert pruned is not None and torch_ is not None
+    told = f"The shipped file against the dense model in torch: {pruned / torch_:.2f}x at 2 x 16."
     assert told in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")

@@ -18,7 +18,12 @@ from skillprune.benchmark import open_writer
 from skillprune.generation import generate_greedy
 
 QUICK: dict[str, Any] = {
-    "export": {"variants": ["fp32", "int8-dynamic"], "backends": "torchscript", "fusion": False, "max_drop": 100.0},
+    "export": {
+        "variants": ["fp32", "int8-dynamic", "fp16"],
+        "backends": "torchscript",
+        "fusion": False,
+        "max_drop": 100.0,
+    },
     "benchmark": {"shapes": [[2, 6]], "threads": 1, "rounds": 10},
 }
 ONE_GRAPH = ("masked-lm",)
@@ -31,9 +36,9 @@ def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     recipe = set_up(folder, request.param, **QUICK)
     found = invoke("run", recipe, "--output", folder / "out")
     report = read_json(folder / "out" / "report.json")
-    # A tiny model is neither smaller nor faster in int8, which is told, as it was asked for by name.
+    # A tiny model is neither smaller nor faster in int8, nor faster in fp16, which is told, as they were asked for.
     reasons = [reason for reason in report["verdict"]["reasons"] if "too busy" not in reason]
-    assert reasons and all("int8-dynamic" in reason for reason in reasons), reasons
+    assert reasons and all("int8-dynamic" in reason or "fp16" in reason for reason in reasons), reasons
     assert found.code == 1, found.text
     return request.param, folder, report
 
@@ -41,7 +46,7 @@ def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_files_answer_the_test_split_like_the_checkpoint(done: tuple[str, Path, dict[str, Any]]) -> None:
     kind, folder, report = done
     test = report["quality"]["test"]
-    assert test["onnx"].keys() == {"fp32", "int8-dynamic"}
+    assert test["onnx"].keys() == {"fp32", "int8-dynamic", "fp16"}
     assert test["onnx"]["fp32"] == pytest.approx(test["pruned"], rel=1e-5)
     assert test["pruned"] != pytest.approx(test["dense"], rel=1e-5) or report["quality"]["metric"] != "perplexity"
     if kind == "language-modeling":
@@ -51,24 +56,42 @@ def test_files_answer_the_test_split_like_the_checkpoint(done: tuple[str, Path, 
     artifacts = {each["variant"]: each for each in report["artifacts"]}
     assert artifacts["fp32"]["bytes"] < artifacts["fp32"]["dense_bytes"]
     assert artifacts["int8-dynamic"]["max_abs_diff"] > artifacts["fp32"]["max_abs_diff"]
+    assert 0 < artifacts["fp16"]["max_abs_diff"] < 0.05
+    assert test["onnx"]["fp16"] == pytest.approx(test["pruned"], rel=0.05)
 
 
 def test_what_writes_is_timed_by_token(done: tuple[str, Path, dict[str, Any]]) -> None:
     kind, folder, report = done
     phases = ["forward"] if kind in ONE_GRAPH else ["first token", "next token"]
     timed = [(row["subject"], row["variant"], row["phase"]) for row in report["latency"]]
-    columns = [("dense", "fp32"), ("pruned", "fp32"), ("pruned", "int8-dynamic")]
+    columns = [("dense", "fp32"), ("pruned", "fp32"), ("pruned", "int8-dynamic"), ("pruned", "fp16")]
     assert timed == [(*column, phase) for phase in phases for column in columns]
     assert [control["phase"] for control in report["controls"]] == phases
     for row in report["latency"]:
         assert row["throughput"] == pytest.approx(1000 * row["batch"] / row["p50_ms"])
         assert row["peak_rss_mib"] > 10
-    assert bool(report["profile"]) == (kind in ONE_GRAPH)
     page = (folder / "out" / "report.md").read_text(encoding="utf-8")
     assert ("2 x 6, next token" in page) == (kind not in ONE_GRAPH)
     judged = invoke("gate", folder / "out", "--min-speedup", "0.001")
     if all(control["ok"] for control in report["controls"]):
         assert judged.text.count("speed-up at 2 x 6") == len(phases), judged.text
+
+
+def test_a_profile_tells_what_runs_in_each_phase(done: tuple[str, Path, dict[str, Any]]) -> None:
+    """With `seq2seq` the encoder reads before the first token, and has nothing to do with any other."""
+    kind, _, report = done
+    parts: dict[str, set[str]] = {}
+    for row in report["profile"]:
+        parts.setdefault(row["phase"], set()).add(row["part"])
+    blocks = {"layer 0 attention", "layer 0 ffn", "layer 1 attention", "layer 1 ffn"}
+    above = {f"decoder {block}" for block in blocks} if kind == "seq2seq" else blocks
+    expected = {"forward": blocks} if kind in ONE_GRAPH else {"first token": blocks | above, "next token": above}
+    ends = ("attention", "ffn")
+    assert {phase: {name for name in names if name.endswith(ends)} for phase, names in parts.items()} == expected
+    for phase in parts:
+        for subject in ("dense", "pruned"):
+            rows = [row for row in report["profile"] if (row["phase"], row["subject"]) == (phase, subject)]
+            assert sum(row["share"] for row in rows) == pytest.approx(1)
 
 
 def test_what_is_exported_writes_what_transformers_writes(done: tuple[str, Path, dict[str, Any]]) -> None:

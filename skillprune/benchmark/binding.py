@@ -8,7 +8,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from skillprune.benchmark.messages import Arrays
-from skillprune.benchmark.runtimes import Once
+from skillprune.benchmark.runtimes import Once, refusal
 from skillprune.errors import DataError
 
 # A binding's errors are plain RuntimeErrors.
@@ -18,7 +18,9 @@ REFUSED: tuple[type[Exception], ...] = (
     state.RuntimeException,
     RuntimeError,
     ValueError,
+    MemoryError,
 )
+LIBRARY = "ONNX Runtime"
 GRAPH = "gpu_graph_id"  # ONNX Runtime's name for which captured graph a run records or replays
 NO_GRAPH = "-1"
 NUMBERS = count(1)
@@ -36,6 +38,7 @@ def bind(session: onnxruntime.InferenceSession, feeds: Arrays, what: str) -> Onc
 
     Raises:
         DataError: an input of the graph is missing, or the graph refuses the inputs.
+        ResourceFailure: memory ran out.
     """
     inputs = _wanted(session, feeds, what)
 
@@ -45,7 +48,7 @@ def bind(session: onnxruntime.InferenceSession, feeds: Arrays, what: str) -> Onc
     try:
         run()
     except REFUSED as error:
-        raise refusal(what, error) from error
+        raise refusal(what, LIBRARY, error) from error
     return run
 
 
@@ -65,6 +68,7 @@ def bind_on_device(
 
     Raises:
         DataError: an input of the graph is missing, or the graph refuses the inputs.
+        ResourceFailure: memory ran out.
     """
     inputs = _wanted(session, feeds, what)
     binding = session.io_binding()
@@ -84,7 +88,7 @@ def bind_on_device(
 
         run()
     except REFUSED as error:
-        raise refusal(what, error) from error
+        raise refusal(what, LIBRARY, error) from error
     return run
 
 
@@ -94,11 +98,6 @@ def _wanted(session: onnxruntime.InferenceSession, feeds: Arrays, what: str) -> 
     if missing:
         raise DataError(f"{what}: the graph needs the inputs {missing}, only {sorted(feeds)} were given")
     return {name: feeds[name] for name in names}
-
-
-def refusal(what: str, error: Exception) -> DataError:
-    """What to raise when ONNX Runtime refused to run ``what``."""
-    return DataError(f"{what}: ONNX Runtime cannot run this shape: {error}")
 
 
 def _on_graph(number: str) -> onnxruntime.RunOptions:

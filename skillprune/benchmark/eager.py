@@ -13,14 +13,13 @@ import transformers
 from transformers import AutoConfig, PreTrainedModel
 
 from skillprune.benchmark.messages import Arrays
-from skillprune.benchmark.runtimes import Once, only_forward
+from skillprune.benchmark.runtimes import Once, only_forward, refusal
 from skillprune.benchmark.values import Phase, Subject
 from skillprune.checkpoint import read_record
 from skillprune.checkpoint.reading import unpad_, without_code_
-from skillprune.errors import CheckpointError, DataError, ProviderUnavailable
+from skillprune.errors import CheckpointError, ProviderUnavailable
 
 DEVICES = ("cpu", "cuda")
-UNTIL_THREADS_SLEEP_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -46,9 +45,9 @@ class OpenedModel:
         return str(torch.__version__)
 
     @property
-    def settles_s(self) -> float:
-        """How long OpenMP's threads go on spinning, rounded up."""
-        return UNTIL_THREADS_SLEEP_S
+    def spins(self) -> bool:
+        """OpenMP's threads do."""
+        return True
 
     def feed(self, inputs: Arrays, what: str, phase: Phase) -> Once:
         """Runs on inputs that lie on the model's device; a run returns the model's outputs, see `Opened.feed`."""
@@ -61,7 +60,7 @@ class OpenedModel:
         try:
             run()
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise DataError(f"{what}: PyTorch cannot run this shape: {error}") from error
+            raise refusal(what, "PyTorch", error) from error
         return run
 
     def _on(self, tensors: Mapping[str, torch.Tensor]) -> Once:

@@ -63,7 +63,7 @@ def measure_latency(
         ProviderUnavailable: the provider is not installed or not the one that runs.
         CheckpointError: a file is missing or unreadable.
         DataError: a model does not take the inputs, or cannot run a shape.
-        ResourceFailure: the process of a subject died.
+        ResourceFailure: the process of a subject died, or memory ran out.
     """
     _check(subjects, rounds, isolated)
     points = tuple(Point(*shape, phase) for shape in dict.fromkeys(shapes) for phase in phases)

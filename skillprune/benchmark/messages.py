@@ -16,6 +16,7 @@ from skillprune.errors import (
     DataError,
     PlanMismatch,
     ProviderUnavailable,
+    ResourceFailure,
     SkillPruneError,
     UnsupportedArchitecture,
 )
@@ -25,7 +26,14 @@ Arrays = Mapping[str, NDArray[np.generic]]
 # Errors that a worker tells about; any other one ends it.
 ERRORS: Mapping[str, type[SkillPruneError]] = {
     each.__name__: each
-    for each in (CheckpointError, DataError, PlanMismatch, ProviderUnavailable, UnsupportedArchitecture)
+    for each in (
+        CheckpointError,
+        DataError,
+        PlanMismatch,
+        ProviderUnavailable,
+        ResourceFailure,
+        UnsupportedArchitecture,
+    )
 }
 LENGTH = struct.Struct(">Q")
 ARRAYS = "arrays"

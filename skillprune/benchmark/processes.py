@@ -47,7 +47,10 @@ class Facts:
     peaks_mib: dict[int, list[float | None]] = field(default_factory=dict)
 
     def peak_mib(self, shape: int) -> float | None:
-        """Smallest peak of a shape: an opening that ran a larger shape before says nothing about this one."""
+        """Smallest peak of a shape: an opening that ran a larger shape before says nothing about this one.
+
+        Of more shapes than there are openings some never come first, and may be told that of a larger one.
+        """
         told = [each for each in self.peaks_mib.get(shape, []) if each is not None]
         return min(told, default=None)
 
@@ -72,7 +75,7 @@ def open_worker(
         ProviderUnavailable: the provider is unknown, not installed, or not the one that runs.
         CheckpointError: the file or directory is missing or unreadable.
         DataError: the model does not take the inputs, or cannot run a shape.
-        ResourceFailure: the process died.
+        ResourceFailure: the process died, or memory ran out.
     """
     with tempfile.TemporaryFile() as said, _started(said, threads) as process:
         worker = _Worker(process, said, str(subject.path))

@@ -1,4 +1,4 @@
-"""Where an ONNX file's time goes, by layer and part; comparing two files is left to others."""
+"""Where the time of ONNX files goes, by layer and part; comparing two subjects is left to others."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import onnxruntime
+
 from skillprune.benchmark.binding import bind
 from skillprune.benchmark.messages import Arrays
+from skillprune.benchmark.runtimes import Once, only_forward
 from skillprune.benchmark.sessions import open_session
+from skillprune.benchmark.values import Phase
+from skillprune.benchmark.writers import OpenedWriter
+from skillprune.generation import load_writer
 
 WARM_UP_RUNS = 10
 MICROSECONDS_PER_MS = 1000.0
@@ -67,36 +73,76 @@ class LayerTime:
     share: float
 
 
-def profile_layers(path: Path, feeds: Arrays, *, threads: int, provider: str, runs: int) -> tuple[LayerTime, ...]:
-    """Time of every part of an ONNX file, in the order in which the parts first run.
+@dataclass(frozen=True)
+class _Profiled:
+    """Sessions whose operators are timed, each in a file of its own.
+
+    Attributes:
+        folder: for the times.
+        threads: threads that compute inside one operator.
+        provider: ``cpu`` or ``cuda``.
+        sessions: those that are open.
+    """
+
+    folder: Path
+    threads: int
+    provider: str
+    sessions: list[onnxruntime.InferenceSession] = field(default_factory=list)
+
+    def open(self, path: Path) -> onnxruntime.InferenceSession:
+        place = self.folder / str(len(self.sessions))
+        session = open_session(path, threads=self.threads, provider=self.provider, profile=place)
+        self.sessions.append(session)
+        return session
+
+    def feed(self, path: Path, feeds: Arrays, phase: Phase) -> Once:
+        """A run of a graph, or of the directory of a writer."""
+        if path.is_dir():
+            return OpenedWriter(load_writer(path, self.open), self.provider).feed(feeds, str(path), phase)
+        only_forward(phase, str(path))
+        return bind(self.open(path), feeds, str(path))
+
+    def events(self) -> Iterator[list[dict[str, Any]]]:
+        """What happened in each session, which ends its profiling."""
+        for session in self.sessions:
+            yield json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+
+
+def profile_layers(
+    path: Path, feeds: Arrays, *, threads: int, provider: str, runs: int, phase: Phase = "forward"
+) -> tuple[LayerTime, ...]:
+    """Time of every part of ONNX files, in the order in which the parts first run.
 
     Profiling slows every operator down by some microseconds, so shares are distorted in small models, and the sum is
     the time inside operators, not the latency of a run. On CUDA it is the time to launch the kernels.
 
     Args:
-        path: the ONNX file.
+        path: the ONNX file, or the directory of a writer, all graphs of which are looked at that run in the phase.
         feeds: input name to array.
         threads: threads that compute inside one operator.
         provider: ``cpu`` or ``cuda``.
         runs: runs that are averaged, after `WARM_UP_RUNS` others.
+        phase: what a run is, see `Point`.
 
     Raises:
-        ValueError: there are no runs.
+        ValueError: there are no runs, or a file is to write.
         ProviderUnavailable: the provider is unknown, not installed, or not the one that runs.
-        CheckpointError: the file is missing or unreadable.
+        CheckpointError: a file is missing or unreadable.
         DataError: the graph does not take the inputs.
     """
     if runs < 1:
         raise ValueError(f"a profile needs at least one run, got {runs}")
+    totals: defaultdict[Part, float] = defaultdict(float)
     with tempfile.TemporaryDirectory() as folder:
-        session = open_session(path, threads=threads, provider=provider, profile=Path(folder, "profile"))
-        once = bind(session, feeds, str(path))
+        profiled = _Profiled(Path(folder), threads, provider)
+        once = profiled.feed(path, feeds, phase)
         for _ in range(WARM_UP_RUNS + runs):
             once()
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    totals: defaultdict[Part, float] = defaultdict(float)
-    for name, operator, ms in operator_times(events, runs):
-        totals[part_of(name, operator)] += ms / runs
+        for events in profiled.events():
+            # A graph that only prepares a phase ran once: the encoder, where a run is one more token.
+            if sum(each["name"] == RUN for each in events) > WARM_UP_RUNS:
+                for name, operator, ms in operator_times(events, runs):
+                    totals[part_of(name, operator)] += ms / runs
     whole = sum(totals.values())
     return tuple(LayerTime(*part, ms, ms / whole) for part, ms in totals.items())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from importlib import import_module
 from typing import Protocol
@@ -11,6 +12,10 @@ import psutil
 
 from skillprune.benchmark.messages import Arrays
 from skillprune.benchmark.values import Phase, Subject
+from skillprune.errors import DataError, ResourceFailure
+
+# What libraries say: ONNX Runtime's arenas and CUDA, PyTorch's allocators, C++.
+OUT_OF_MEMORY = re.compile(r"out of memory|allocate memory|bad[_ ]alloc", re.IGNORECASE)
 
 Once = Callable[[], object]
 
@@ -21,7 +26,7 @@ class Opened(Protocol):
     Attributes:
         provider: what really runs it, in the recipe's words.
         version: of the library that runs it.
-        settles_s: seconds after a run until its idle threads sleep.
+        spins: whether idle threads go on busily waiting for a while after a run.
     """
 
     @property
@@ -31,7 +36,7 @@ class Opened(Protocol):
     def version(self) -> str: ...
 
     @property
-    def settles_s(self) -> float: ...
+    def spins(self) -> bool: ...
 
     def feed(self, inputs: Arrays, what: str, phase: Phase) -> Once:
         """A callable that runs the model once on these inputs and waits for all outputs, after a run that worked.
@@ -43,6 +48,7 @@ class Opened(Protocol):
 
         Raises:
             DataError: an input is missing, or the model refuses the inputs.
+            ResourceFailure: memory ran out.
             ValueError: the model has no such phase.
         """
         ...
@@ -68,6 +74,13 @@ def only_forward(phase: Phase, what: str) -> None:
     """
     if phase != "forward":
         raise ValueError(f"{what}: only the directories of ONNX writers write tokens, so nothing else has a {phase}")
+
+
+def refusal(what: str, library: str, error: Exception) -> DataError | ResourceFailure:
+    """What to raise when a library did not run ``what``: the inputs are to blame, unless memory ran out."""
+    if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)):
+        return ResourceFailure(f"{what}: {library} ran out of memory, choose smaller shapes: {error}")
+    return DataError(f"{what}: {library} cannot run this shape: {error}")
 
 
 def open_here(subject: Subject, *, threads: int, provider: str) -> Opened:

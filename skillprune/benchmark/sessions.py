@@ -24,7 +24,6 @@ ADVICE = {
     "cuda": "install the GPU build (pip uninstall onnxruntime; pip install 'skillprune[gpu]') and the CUDA libraries "
     "it names, or choose provider: cpu",
 }
-UNTIL_THREADS_SLEEP_S = 0.05  # where nothing has them stop
 ERRORS_ONLY = 3  # ONNX Runtime's severities run from 0 (verbose) to 4 (fatal)
 # ONNX Runtime gives its errors no common base class.
 UNREADABLE: tuple[type[Exception], ...] = (
@@ -64,13 +63,13 @@ class OpenedFile:
         session: the file.
         provider: what really runs it.
         capture: whether CUDA graphs are recorded.
-        settles_s: none at all, unless the session is left to its defaults: `_options` has threads stop.
+        spins: only where a session is left to its defaults: `_options` has threads stop.
     """
 
     session: onnxruntime.InferenceSession
     provider: str
     capture: bool = False
-    settles_s: float = 0.0
+    spins: bool = False
 
     @property
     def version(self) -> str:
@@ -88,8 +87,8 @@ class OpenedFile:
 def open_subject(subject: Subject, threads: int, provider: str) -> OpenedFile:
     """Opens the file of a subject, see `runtimes.open_here`."""
     if subject.runtime == DEFAULT:
-        session = _opened(subject.path, _quiet(), provider, capture=False)
-        return OpenedFile(session, provider_of(session), settles_s=UNTIL_THREADS_SLEEP_S)
+        session = _opened(subject.path, _quiet(), provider, {})
+        return OpenedFile(session, provider_of(session), spins=True)
     session = open_session(subject.path, threads=threads, provider=provider, capture=subject.capture)
     return OpenedFile(session, provider_of(session), subject.capture)
 
@@ -97,7 +96,7 @@ def open_subject(subject: Subject, threads: int, provider: str) -> OpenedFile:
 def open_session(
     path: Path, *, threads: int, provider: str, capture: bool = False, profile: Path | None = None
 ) -> onnxruntime.InferenceSession:
-    """Opens an ONNX file for timing, with every setting that decides its speed named.
+    """Opens an ONNX file for timing, with the settings that subjects must share to be compared.
 
     Args:
         path: the ONNX file; external data is found beside it.
@@ -111,17 +110,17 @@ def open_session(
             another one.
         CheckpointError: the file is missing, or ONNX Runtime cannot read it.
     """
-    return _opened(path, _options(threads, profile), provider, capture)
-
-
-def _opened(
-    path: Path, options: onnxruntime.SessionOptions, provider: str, capture: bool
-) -> onnxruntime.InferenceSession:
-    asked = check_provider(provider)
     if capture and provider != "cuda":
         raise ProviderUnavailable(f"only provider cuda captures graphs, {provider} was asked for: time without capture")
     # PyTorch multiplies float32 as it is too, unless it is told otherwise; TF32 would compare two precisions.
     on_device = {"use_tf32": "0", "enable_cuda_graph": "1" if capture else "0"} if provider == "cuda" else {}
+    return _opened(path, _options(threads, profile), provider, on_device)
+
+
+def _opened(
+    path: Path, options: onnxruntime.SessionOptions, provider: str, on_device: dict[str, str]
+) -> onnxruntime.InferenceSession:
+    asked = check_provider(provider)
     settings: list[dict[str, str]] = [on_device, *({} for _ in asked[1:])]
     if not path.is_file():
         raise CheckpointError(f"{path}: no such ONNX file")

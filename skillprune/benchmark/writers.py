@@ -9,9 +9,9 @@ from pathlib import Path
 
 import onnxruntime
 
-from skillprune.benchmark.binding import REFUSED, refusal
+from skillprune.benchmark.binding import LIBRARY, REFUSED
 from skillprune.benchmark.messages import Arrays
-from skillprune.benchmark.runtimes import Once
+from skillprune.benchmark.runtimes import Once, refusal
 from skillprune.benchmark.sessions import check_provider, open_session
 from skillprune.benchmark.values import Phase, Subject
 from skillprune.generation import Feeds, Writer, load_writer
@@ -51,9 +51,9 @@ class OpenedWriter:
         return str(onnxruntime.__version__)
 
     @property
-    def settles_s(self) -> float:
-        """None at all: sessions have their threads stop."""
-        return 0.0
+    def spins(self) -> bool:
+        """Not at all: sessions have their threads stop."""
+        return False
 
     def feed(self, inputs: Arrays, what: str, phase: Phase) -> Once:
         """Reads texts, or has read them and goes on by one token, again and again the same; see `Opened.feed`."""
@@ -62,7 +62,7 @@ class OpenedWriter:
             run = PHASES[phase](self.writer, texts)
             run()
         except REFUSED as error:
-            raise refusal(what, error) from error
+            raise refusal(what, LIBRARY, error) from error
         return run
 
 

@@ -1,7 +1,7 @@
 """From a PyTorch model to ONNX files that are proven to compute the same; how fast they are is left to benchmark."""
 
 from skillprune.export.artifact import OnnxArtifact
-from skillprune.export.backends import BACKENDS, check_opset, find_backend, is_usable
+from skillprune.export.backends import BACKENDS, check_opset, find_backend, is_usable, usable_of
 from skillprune.export.calibration import Ranges, calibrate
 from skillprune.export.candidates import Candidates, Refused, export_candidates
 from skillprune.export.files import size_of
@@ -42,4 +42,5 @@ __all__ = [
     "sensitivity",
     "size_of",
     "to_float16",
+    "usable_of",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -76,6 +76,20 @@ def check_opset(backends: Mapping[str, Backend], opset: int | None) -> None:
 def is_usable(name: str) -> bool:
     """Whether what an exporter needs is installed."""
     return all(map(_is_installed, BACKENDS[name].needs))
+
+
+def usable_of(names: Sequence[str] | None) -> tuple[str, ...]:
+    """The named exporters, or all that are installed.
+
+    Raises:
+        MissingExtra: one that was named is not installed.
+        ValueError: there is none of that name.
+    """
+    if names is None:
+        return tuple(name for name in BACKENDS if is_usable(name))
+    for name in names:
+        find_backend(name)
+    return tuple(names)
 
 
 def find_backend(name: str) -> Backend:

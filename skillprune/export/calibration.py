@@ -14,7 +14,7 @@ from onnx import helper
 from skillprune.errors import DataError
 from skillprune.export.products import products_of, read_float_graph
 from skillprune.export.signature import Arrays
-from skillprune.export.staging import is_external, open_model
+from skillprune.export.staging import is_external, open_model, taken
 from skillprune.progress import Progress, silent
 
 ALONG_THE_TEXT = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
@@ -63,7 +63,7 @@ def calibrate(source: Path, feeds: Iterable[Arrays], *, progress: Progress = sil
 
 
 def _run(session: onnxruntime.InferenceSession, names: list[str], feed: Arrays) -> dict[str, NDArray[np.float32]]:
-    return dict(zip(names, session.run(names, dict(feed)), strict=True)) if names else {}
+    return dict(zip(names, session.run(names, taken(session, feed)), strict=True)) if names else {}
 
 
 def _widen(bounds: dict[str, tuple[float, float]], values: Mapping[str, NDArray[np.float32]]) -> None:

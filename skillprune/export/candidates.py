@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from skillprune.errors import ResourceFailure, SkillPruneError, VerificationFailed
 from skillprune.export.artifact import OnnxArtifact
-from skillprune.export.backends import BACKENDS, find_backend, is_usable
+from skillprune.export.backends import usable_of
 from skillprune.export.fused import FUSIONS, fuse_onnx
 from skillprune.export.onnx import export_onnx
 from skillprune.export.signature import Arrays
@@ -68,11 +68,8 @@ def export_candidates(
         VerificationFailed: no exporter wrote a file that computes what PyTorch does; says why for each.
         ResourceFailure: the disk failed.
     """
-    names = [name for name in BACKENDS if is_usable(name)] if backends is None else list(backends)
-    for name in names:
-        find_backend(name)
     attempts = _Attempts()
-    for name in track(names, what, progress):
+    for name in track(usable_of(backends), what, progress):
         path = directory / name / "model.onnx"
         attempts.add(name, partial(export_onnx, model, inputs, path, backend=name, opset=opset))
     for plain in tuple(attempts.passed):

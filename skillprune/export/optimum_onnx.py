@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from skillprune.errors import VerificationFailed
 from skillprune.export.signature import Signature
+from skillprune.export.traceable import check_traceable
 
 
 def write_graph(
@@ -19,8 +20,10 @@ def write_graph(
     """Writes the model's graph to ``path``; optimum makes up its own inputs, and its own names of them.
 
     Raises:
+        UnsupportedArchitecture: the model is a mixture of experts.
         VerificationFailed: optimum wrote something else than one graph.
     """
+    check_traceable(model)
     from optimum.exporters.onnx import onnx_export_from_model
     from optimum.exporters.tasks import TasksManager
 
@@ -35,5 +38,6 @@ def write_graph(
             monolith=True,
         )
     written = sorted(path.parent.glob("*.onnx"))
-    if [each.name for each in written] != [path.name]:
+    if len(written) != 1:
         raise VerificationFailed(f"optimum wrote {[each.name for each in written]} instead of one graph")
+    written[0].rename(path)  # optimum chooses the name

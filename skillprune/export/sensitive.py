@@ -23,7 +23,7 @@ from skillprune.export.products import (
 )
 from skillprune.export.quantisation import LARGEST, Quantised, quantise_weights
 from skillprune.export.signature import Arrays
-from skillprune.export.staging import is_external, open_model, open_session, staged
+from skillprune.export.staging import is_external, open_model, open_session, staged, taken
 from skillprune.progress import Progress, silent, track
 
 Outputs = Sequence[NDArray[Any]]
@@ -130,7 +130,7 @@ def _some(feeds: Iterable[Arrays]) -> tuple[Arrays, ...]:
 
 
 def _outputs(session: onnxruntime.InferenceSession, feeds: Iterable[Arrays]) -> Outputs:
-    return [array for feed in feeds for array in session.run(None, dict(feed))]
+    return [array for feed in feeds for array in session.run(None, taken(session, feed))]
 
 
 def _error(expected: Outputs, found: Outputs) -> float:

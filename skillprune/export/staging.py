@@ -15,6 +15,7 @@ from onnx import ModelProto, TensorProto
 
 from skillprune.errors import ResourceFailure, VerificationFailed
 from skillprune.export.files import data_of
+from skillprune.export.signature import Arrays
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO}
 ERRORS_ONLY = 3  # ONNX Runtime's severities run from 0 (verbose) to 4 (fatal)
@@ -91,6 +92,12 @@ def open_checked(path: Path) -> onnxruntime.InferenceSession:
     except Exception as broken:  # onnx raises its own unrelated types
         raise VerificationFailed(f"{path} is not a graph ONNX Runtime can run: {broken}") from broken
     return open_session(path)
+
+
+def taken(session: onnxruntime.InferenceSession, feed: Arrays) -> Arrays:
+    """What of a feed the graph takes: exporters drop inputs that a model ignores."""
+    names = [each.name for each in session.get_inputs()]
+    return {name: feed[name] for name in names if name in feed}
 
 
 def open_model(model: ModelProto, *, external: bool) -> onnxruntime.InferenceSession:

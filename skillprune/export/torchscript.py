@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from skillprune.export.signature import Axes, Results, Signature
+from skillprune.export.traceable import check_traceable, traceable
 
 OPSET = 17
 """The fastest operator set: newer ones have Gelu as an operator, which ONNX Runtime's CPU kernels run no faster."""
@@ -29,7 +30,11 @@ def write_graph(
         signature: what the graph takes and gives.
         path: the file to write; weights of large models may come to lie beside it.
         opset: ONNX operator set; ONNX Runtime fuses the decomposed GELU of older ones itself.
+
+    Raises:
+        UnsupportedArchitecture: the model is a mixture of experts.
     """
+    check_traceable(model)
     # The exporter restores the mode of what it is given, so the wrapper must be in the mode of the model.
     trace(Results(model, signature).eval(), inputs, list(signature.outputs), signature.axes, path, opset)
 
@@ -54,7 +59,7 @@ def trace(
     """
     # The exporter prints the whole graph when it fails; what a program says on its output must stay readable.
     torch._C._jit_set_onnx_log_output_stream("stderr")
-    with warnings.catch_warnings(), torch.inference_mode():
+    with warnings.catch_warnings(), torch.inference_mode(), traceable():
         # The exporter announces that it is no longer the default, and traces shape checks it cannot follow; parity is
         # measured afterwards at other shapes than the traced one.
         warnings.simplefilter("ignore")

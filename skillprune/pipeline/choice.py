@@ -42,13 +42,24 @@ def mean_speedups(
     return {variant: float(np.exp(np.mean(np.log(values)))) for variant, values in found.items()}
 
 
-def choose(exports: Exports, latency: Latency) -> Choice:
-    """The fastest variant that holds the accuracy floor and is faster than fp32; fp32 where there is none."""
+def choose(exports: Exports, latency: Latency, *, least: float | None = None) -> Choice:
+    """The fastest variant that holds the accuracy floor and is faster than fp32; fp32 where there is none.
+
+    Args:
+        exports: the files.
+        latency: their times.
+        least: the speed-up that is demanded at every shape. Where some hold it, the best one is among them.
+    """
     speeds, most = mean_speedups(latency), mean_speedups(latency, end=attrgetter("high"))
     fp32, *others = (each.name for each in exports.variants)
     refused = {each.name for each in exports.variants if each.refused is not None}
     slower = {name: (speeds[name], speeds[fp32]) for name in others if most[name] <= speeds[fp32]}
     fit = [fp32, *(name for name in others if name not in refused and speeds[name] > speeds[fp32])]
+    lowest = {
+        name: min(row.speedup.low for row in latency.measurements if (row.subject, row.variant) == (PRUNED, name))
+        for name in fit
+    }
+    fit = [name for name in fit if lowest[name] >= (least or 0.0)] or fit
     best = max(fit, key=speeds.__getitem__)
     return Choice(best, _why(best, fit, [fp32, *others], speeds), slower)
 

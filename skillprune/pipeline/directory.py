@@ -63,7 +63,15 @@ class RunDirectory:
         """Names what the results depend on beside the recipe; stages done with other inputs are done again."""
         self._inputs = _digest(self._recipe, version("skillprune"), *fingerprints)
 
-    def stage(self, name: str, kind: Any, compute: Callable[[], Value], outputs: Sequence[Path] = ()) -> Value:
+    def stage(
+        self,
+        name: str,
+        kind: Any,
+        compute: Callable[[], Value],
+        outputs: Sequence[Path] = (),
+        *,
+        is_whole: Callable[[Value], bool] = lambda value: True,
+    ) -> Value:
         """Returns what ``compute`` returned, now or in an earlier run with the same recipe and inputs.
 
         Args:
@@ -71,6 +79,7 @@ class RunDirectory:
             kind: type of the value, something pydantic can write as JSON and read back.
             compute: does the work and leaves ``outputs`` behind.
             outputs: files or directories without which an earlier run does not count.
+            is_whole: whether what else an earlier run left behind, by what it returned, is still there.
 
         Raises:
             ResourceFailure: the disk failed.
@@ -78,7 +87,7 @@ class RunDirectory:
         adapter: TypeAdapter[Value] = TypeAdapter(kind)
         record = self.path / _RECORDS / f"{name}.json"
         done = self._finished(record, outputs)
-        if done is not None:
+        if done is not None and is_whole(adapter.validate_python(done["value"], strict=False)):
             self.records.append(StageRecord(name, done["seconds"], done["peak_rss_mib"], cached=True))
             self._inputs = _digest(self._inputs, done["made"])
             return adapter.validate_python(done["value"], strict=False)

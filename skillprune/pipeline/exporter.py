@@ -20,7 +20,7 @@ from skillprune.checkpoint import Attention, Source
 from skillprune.data import Batch
 from skillprune.errors import Problem, RecipeError
 from skillprune.evaluation import Outcome
-from skillprune.export import BACKENDS, OnnxArtifact, check_opset, find_backend, is_usable
+from skillprune.export import BACKENDS, OnnxArtifact, check_opset, usable_of
 from skillprune.export.generation import check_writable
 from skillprune.generation import unheeded
 from skillprune.pipeline.choice import PRUNED
@@ -42,15 +42,18 @@ PROFILED_RUNS = 20
 
 
 def check_exporters(recipe: Recipe) -> None:
-    """Refuses exporters that are asked for by name and not installed, and an operator set that none can write.
+    """Refuses exporters that are asked for by name and not installed, and an operator set that they cannot write.
 
     Raises:
         MissingExtra: one of them is not.
-        UnsupportedExport: none of those that would be tried writes it.
+        UnsupportedExport: one of them does not write it, or none of those that are installed.
     """
     spec = recipe.export
-    names = filter(is_usable, BACKENDS) if "auto" in spec.backends else spec.backends
-    check_opset({name: find_backend(name) for name in names}, spec.opset)
+    if "auto" in spec.backends:
+        check_opset({name: BACKENDS[name] for name in usable_of(None)}, spec.opset)
+    else:
+        for name in usable_of(spec.backends):
+            BACKENDS[name].choose_opset(name, spec.opset)
 
 
 def check_exportable(recipe: Recipe, source: Source) -> None:
@@ -173,16 +176,12 @@ class Exporter:
             )
 
     def profile(self, exports: Exports, shipped: str) -> tuple[PartTime, ...]:
-        """Where the time of the dense and of the shipped file goes, at the shape with the most tokens.
-
-        Nothing of models that write, whose time is spent in several graphs.
-        """
-        if self.recipe.task.writes:
-            return ()
+        """Where the time of the dense and of the shipped file goes, at the shape with the most tokens."""
         batch, sequence = max(self.recipe.benchmark.shapes, key=lambda shape: shape[0] * shape[1])
         files = ((DENSE, exports.dense), (PRUNED, exports.variant(shipped).artifact))
         return tuple(
-            PartTime(subject, file.variant, batch, sequence, each.name, each.kind, each.ms, each.share)
+            PartTime(subject, file.variant, batch, sequence, phase, each.name, each.kind, each.ms, each.share)
+            for phase in self.files.phases
             for subject, file in files
             for each in profile_layers(
                 file.path,
@@ -190,6 +189,7 @@ class Exporter:
                 threads=self.recipe.benchmark.threads,
                 provider=self.recipe.benchmark.provider,
                 runs=PROFILED_RUNS,
+                phase=phase,
             )
         )
 

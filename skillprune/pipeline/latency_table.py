@@ -18,13 +18,19 @@ from transformers import PreTrainedModel
 
 from skillprune.benchmark import Feeds, Latency, Measurement, Subject, environment, measure_latency
 from skillprune.cache import cache_home
-from skillprune.errors import ResourceFailure
-from skillprune.export import Arrays, export_onnx
+from skillprune.errors import (
+    ResourceFailure,
+    SkillPruneError,
+    UnsupportedArchitecture,
+    UnsupportedExport,
+    VerificationFailed,
+)
+from skillprune.export import Arrays, export_onnx, usable_of
 from skillprune.families import by_stack, find_ffns
 from skillprune.pipeline.directory import write_text
 from skillprune.planning import LatencyTable
 from skillprune.progress import Progress
-from skillprune.recipe import BenchmarkSpec
+from skillprune.recipe import BenchmarkSpec, ExportSpec
 from skillprune.surgery import record_widths_
 
 logger = logging.getLogger(__name__)
@@ -42,6 +48,7 @@ def latency_table(
     traced: Sequence[Arrays],
     feeds: Feeds,
     spec: BenchmarkSpec,
+    export: ExportSpec,
     *,
     round_to: int,
     seed: int,
@@ -55,20 +62,26 @@ def latency_table(
         traced: inputs to export and to compare with.
         feeds: inputs of a batch and a sequence length to time.
         spec: shapes, threads and provider.
+        export: exporters, of which the first that can write the model does, and the operator set.
         round_to: widths are multiples of this.
         seed: of inputs and orders.
         cache: off, it is measured again whatever is there.
         progress: told about exports and rounds.
+
+    Raises:
+        VerificationFailed: no exporter wrote a file that computes what PyTorch does.
     """
-    model = make_model()
-    asked = [environment(), spec.model_dump(exclude={"rounds"}), round_to, SHARES, ROUNDS, model.config.to_diff_dict()]
+    model, exporters = make_model(), usable_of(None if "auto" in export.backends else export.backends)
+    timed = spec.model_dump(exclude={"rounds"})
+    written = [exporters, export.opset, model.config.to_diff_dict()]
+    asked = [environment(), timed, round_to, SHARES, ROUNDS, *written]
     key = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()
     adapter = TypeAdapter(LatencyTable)
     cached = cache_home() / "latency" / f"{key}.json"
     if cache and cached.is_file():
         with suppress(ValidationError):  # a damaged file is measured anew
             return adapter.validate_json(cached.read_bytes())
-    bench = _Bench(make_model, traced, feeds, spec, round_to, seed, progress)
+    bench = _Bench(make_model, traced, feeds, spec, exporters, export.opset, round_to, seed, progress)
     measured, steady = bench.table(model)
     if steady:
         _keep(cached, measured)
@@ -92,6 +105,8 @@ class _Bench:
     traced: Sequence[Arrays]
     feeds: Feeds
     spec: BenchmarkSpec
+    exporters: Sequence[str]
+    opset: int | None
     round_to: int
     seed: int
     progress: Progress
@@ -100,11 +115,11 @@ class _Bench:
         """The table, and whether the machine was quiet enough to believe it."""
         with TemporaryDirectory() as folder:
             dense = Subject("dense", "fp32", Path(folder, "dense.onnx"))
-            export_onnx(model, self.traced, dense.path)
+            exporter = self._first_that_writes(model, dense.path)
             widest = {
                 stack: max(layer.width for layer in layers) for stack, layers in by_stack(find_ffns(model)).items()
             }
-            found = {stack: self._timed(stack, dense, width) for stack, width in widest.items()}
+            found = {stack: self._timed(stack, dense, width, exporter) for stack, width in widest.items()}
         shapes, first = self.spec.shapes, next(iter(found.values()))
         dense_ms = tuple(_of_shape(first, shape, dense=True)[0].p50_ms for shape in shapes)
         widths = {stack: (*(count / width for count in self._counts(width)), 1.0) for stack, width in widest.items()}
@@ -112,13 +127,25 @@ class _Bench:
         steady = all(control.ok for latency in found.values() for control in latency.controls)
         return LatencyTable(shapes, dense_ms, widths, shares), steady
 
-    def _timed(self, stack: str, dense: Subject, widest: int) -> Latency:
+    def _first_that_writes(self, model: PreTrainedModel, path: Path) -> str:
+        """Writes the model, and names the exporter that could."""
+        refusals: list[SkillPruneError] = []
+        for name in self.exporters:
+            try:
+                export_onnx(model, self.traced, path, backend=name, opset=self.opset)
+                return name
+            except (VerificationFailed, UnsupportedArchitecture, UnsupportedExport) as refused:
+                refusals.append(refused)
+        raise refusals[0]
+
+    def _timed(self, stack: str, dense: Subject, widest: int, exporter: str) -> Latency:
         """One stack at every narrower width, beside the dense model."""
         what, subjects, counts = f"latency table ({stack}: export)", [dense], self._counts(widest)
         for done, count in enumerate(counts):
             self.progress(what, done, len(counts))
             subjects.append(Subject(str(count), "fp32", dense.path.with_name(f"{stack}-{count}.onnx")))
-            export_onnx(_narrowed(self.make_model(), stack, count / widest), self.traced, subjects[-1].path)
+            model = _narrowed(self.make_model(), stack, count / widest)
+            export_onnx(model, self.traced, subjects[-1].path, backend=exporter, opset=self.opset)
         self.progress(what, len(counts), len(counts))
         return measure_latency(
             subjects,

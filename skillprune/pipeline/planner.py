@@ -187,6 +187,7 @@ class Planner:
             parity_inputs(source.model, source.tokenizer, seed=recipe.seed),
             feeds,
             recipe.benchmark,
+            recipe.export,
             round_to=recipe.plan.round_to,
             seed=recipe.seed,
             cache=self.cache,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from skillprune.benchmark import Phase
 from skillprune.evaluation import Comparison
 from skillprune.export import OnnxArtifact
 from skillprune.recovery import Recovery
@@ -11,11 +12,11 @@ from skillprune.recovery import Recovery
 
 @dataclass(frozen=True)
 class Tried:
-    """A file that competed to be the fp32 file of a model.
+    """A file that competed to be the fp32 file of a model, or a number format of it that could not be made.
 
     Attributes:
         subject: ``dense`` or ``pruned``.
-        exporter: what wrote it, such as ``torchscript+attention``.
+        exporter: what wrote it, such as ``torchscript+attention``; the number format of what could not be made.
         speed: times the kept file's speed, the geometric mean over shapes; 1 for that file itself. None where it was
             refused, or was the only one.
         refused: why it did not compete.
@@ -71,7 +72,7 @@ class Exports:
     Attributes:
         dense: the dense model in fp32, which everything is compared with.
         variants: the pruned model in every format; fp32 comes first.
-        tried: all files that competed to be the fp32 ones.
+        tried: how all files that were tried did, and formats that could not be made.
     """
 
     dense: OnnxArtifact
@@ -81,6 +82,12 @@ class Exports:
     def variant(self, name: str) -> Variant:
         """The pruned model in a format."""
         return next(each for each in self.variants if each.name == name)
+
+    @property
+    def are_there(self) -> bool:
+        """Whether all files are where they were written."""
+        places = [self.dense.path, *(each.artifact.path for each in self.variants)]
+        return all(place.is_file() or any(place.glob("*.onnx")) for place in places)
 
     def __str__(self) -> str:
         refused = [f"  {each.name} is refused: {each.refused}" for each in self.variants if each.refused]
@@ -96,6 +103,7 @@ class PartTime:
         variant: of the file.
         batch: examples per run.
         sequence: tokens per example.
+        phase: what a run does.
         part: its name, see `skillprune.benchmark.LayerTime`.
         kind: what it is, likewise.
         ms: milliseconds per run inside operators.
@@ -106,6 +114,7 @@ class PartTime:
     variant: str
     batch: int
     sequence: int
+    phase: Phase
     part: str
     kind: str
     ms: float

@@ -193,7 +193,9 @@ class Run:
         assert self.recovered is not None  # the final checkpoint is there
         exporter = self._exporter
         export = lambda: exporter.export(self._final_model)  # noqa: E731
-        return exporter.here(self.directory.stage("export", Exports, export, list(exporter.paths)))
+        are_there = lambda found: exporter.here(found).are_there  # noqa: E731
+        found = self.directory.stage("export", Exports, export, list(exporter.paths), is_whole=are_there)
+        return exporter.here(found)
 
     @cached_property
     def latency(self) -> Latency:
@@ -204,7 +206,7 @@ class Run:
     @cached_property
     def choice(self) -> Choice:
         """The variant that is shipped."""
-        return choose(self.exports, self.latency)
+        return choose(self.exports, self.latency, least=self.recipe.demand.min_speedup)
 
     @cached_property
     def profile(self) -> tuple[PartTime, ...]:

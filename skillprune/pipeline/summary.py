@@ -260,7 +260,8 @@ def _verdict(run: Run) -> paper.Verdict:
     demand = run.recipe.demand
     reasons = unmet_plan(run.plan)
     if run.recipe.is_exported:
-        reasons += failed_files(demand, run.plan, run.exports, run.latency, run.choice, asked=run.recipe.variants)
+        asked = (*run.recipe.variants, *run.recipe.export.backends)
+        reasons += failed_files(demand, run.plan, run.exports, run.latency, run.choice, asked=asked)
     reasons += too_wrong(demand, run.task.metric, run.quality.comparison)
     return paper.Verdict(
         ok=not reasons,

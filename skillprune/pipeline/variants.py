@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -71,12 +72,13 @@ class VariantMaker(ABC):
         """The file in one format at ``path``; where it is refused the file is there all the same, to be measured."""
 
     def attempt(self, name: str, path: Path) -> Variant | Tried:
-        """`make`, or why that failed: no format is worth a run."""
+        """`make`, or why that failed, of which no file stays: no format is worth a run."""
         try:
             return self.make(name, path)
-        except ResourceFailure:
+        except (ResourceFailure, MemoryError):
             raise
         except Exception as failed:  # converters fail in every way there is
+            shutil.rmtree(path if path.is_dir() else path.parent, ignore_errors=True)
             return Tried(PRUNED, name, refused=first_line(failed))
 
     @cached_property
@@ -155,6 +157,4 @@ class GraphVariants(VariantMaker):
         """The first calibration batches, as many as hold so many examples."""
         sizes = np.cumsum([len(batch) for batch in self.calibration])
         enough = int(np.searchsorted(sizes, examples)) + 1
-        names = self.inputs[0]
-        batches = map(arrays_of, self.calibration[:enough])
-        return [{name: array for name, array in each.items() if name in names} for each in batches]
+        return list(map(arrays_of, self.calibration[:enough]))

@@ -38,7 +38,7 @@ def failed_files(
         exports: the files.
         latency: their times.
         choice: the variant that is named best.
-        asked: variants that were asked for by name, which makes refusing them a failure.
+        asked: variants and exporters that were asked for by name, which makes it a failure that they are refused.
     """
     return (
         *(reason for each in exports.variants for reason in _not_smaller(plan, exports.dense, each.artifact)),
@@ -79,7 +79,7 @@ def _elsewhere(latency: Latency) -> Sequence[str]:
 
 def _refused(exports: Exports, choice: Choice, asked: Collection[str]) -> Iterator[str]:
     for tried in exports.tried:
-        if tried.subject == PRUNED and tried.exporter in asked:
+        if tried.subject == PRUNED and tried.refused is not None and tried.exporter in asked:
             yield f"{tried.exporter} could not be made: {tried.refused}"
     for variant in exports.variants:
         if variant.name not in asked:
@@ -88,7 +88,7 @@ def _refused(exports: Exports, choice: Choice, asked: Collection[str]) -> Iterat
             yield f"{variant.name} is refused: {variant.refused}"
         if variant.name in choice.slower:
             speed, fp32 = choice.slower[variant.name]
-            yield f"{variant.name} is refused: {speed:.3f}x is no faster than fp32 with {fp32:.3f}x, mean over shapes"
+            yield f"{variant.name} is refused: {speed:.3f}x is slower than fp32 with {fp32:.3f}x, mean over shapes"
 
 
 def _restless(latency: Latency) -> Sequence[str]:

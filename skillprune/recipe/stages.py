@@ -298,14 +298,15 @@ class ExportSpec(Spec):
     )
     opset: Positive | None = Field(
         default=None,
-        description="ONNX operator set of the files; null is every exporter's own. Exporters that cannot write it are "
-        "left out.",
+        description="ONNX operator set of the files; null is every exporter's own. Of `backends: auto`, exporters that "
+        "cannot write it are left out.",
         examples=[20],
     )
     max_drop: Annotated[StrictFloat, Field(ge=0)] = Field(
         default=0.01,
         description="How much worse than fp32 a smaller number format may be on validation, in the unit of "
-        "`demand.max_drop`. Products that hurt most are left in fp32 until it holds.",
+        "`demand.max_drop`. Products that hurt most are left in fp32 until it holds; of models that write, which have "
+        "several graphs, a format that loses more is refused as a whole.",
     )
 
 

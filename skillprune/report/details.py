@@ -177,7 +177,7 @@ def _candidates(report: Report) -> Iterator[str]:
         for row in report.candidates
     ]
     if rows:
-        text = "Files that competed to be the fp32 ones: their speed, with that of the kept file as 1."
+        text = "Files that competed to be the fp32 ones: their speed, with that of the kept file as 1; and what failed."
         yield f"{text}\n\n{wording.table(['model', 'exporter', 'speed', 'refused'], rows)}"
 
 
@@ -204,7 +204,7 @@ def latency(report: Report) -> str:
     text = (
         "Time per batch; examples per second, and where a run is the next token, tokens. Speed-ups against dense fp32 "
         "with 95 % intervals; rounds interleaved in random order. p is Wilcoxon's, of one median per opening; memory "
-        "is that of the whole process."
+        "is the most that the whole process held, outside any GPU."
     )
     shared = [] if report.isolation is None else [f"Timed with {wording.plain(report.isolation)}."]
     table = wording.table([*header, "ran on", "threads", "rounds"], rows)
@@ -217,27 +217,33 @@ def _against_references(report: Report) -> Iterator[str]:
     found: dict[str, list[str]] = {}
     for row in report.latency:
         best = shipped.get(row.shape)
-        if row.runtime != "onnxruntime" and best is not None:
-            times = wording.ratio(row.p50_ms / best.p50_ms)
+        if row.runtime != "onnxruntime" and best and best.speedup and row.speedup:
+            times = wording.ratio(best.speedup / row.speedup)
             found.setdefault(row.runtime, []).append(f"{times} at {wording.shape(*row.shape)}")
     for runtime, ratios in found.items():
-        yield f"The shipped file against the dense model in {wording.plain(runtime)}, medians: {', '.join(ratios)}."
+        yield f"The shipped file against the dense model in {wording.plain(runtime)}: {', '.join(ratios)}."
 
 
 def profile(report: Report) -> str:
-    """Where the time of the dense and of the shipped file goes, by kind of part."""
+    """Where the time of the dense and of the shipped file goes, by kind of part; a table for every phase."""
+    text = (
+        "By ONNX Runtime's profiler; it slows every operator down a little. The report's JSON has it layer by layer. "
+        "Of what an optimiser fused, operators tell the part."
+    )
+    if any(row.provider == "cuda" for row in report.latency):
+        text += " On CUDA this is the time to launch kernels, not the time they take."
+    tables = [_profile_table(shape, list(rows)) for shape, rows in groupby(report.profile, lambda row: row.shape)]
+    return "\n\n".join([text, *tables])
+
+
+def _profile_table(shape: tuple[int, int, str], profile: Sequence[ProfileRow]) -> str:
     found: dict[str, dict[str, list[ProfileRow]]] = {}
-    for row in report.profile:
+    for row in profile:
         found.setdefault(KINDS[row.kind], {}).setdefault(row.subject, []).append(row)
     rows = [
         [kind, *(_taken(times.get(subject, [])) for subject in ("dense", "pruned"))] for kind, times in found.items()
     ]
-    first = report.profile[0]
-    text = (
-        f"By ONNX Runtime's profiler at {wording.shape(*first.shape)}; it slows every operator down a "
-        "little. The report's JSON has it layer by layer. Of what an optimiser fused, operators tell the part."
-    )
-    return f"{text}\n\n{wording.table(['part', 'dense', 'pruned'], rows)}"
+    return wording.table([f"part at {wording.shape(*shape)}", "dense", "pruned"], rows)
 
 
 def _taken(rows: Sequence[ProfileRow]) -> str:

@@ -59,7 +59,9 @@ class Report(Section):
         default=None, description="Training after pruning; null without it. Additional, optional."
     )
     candidates: tuple[CandidateRow, ...] = Field(
-        default=(), description="Files that competed to be the fp32 ones, fastest first. Additional, optional."
+        default=(),
+        description="Files that competed to be the fp32 ones, fastest first, and what could not be made. Additional, "
+        "optional.",
     )
     isolation: str | None = Field(
         default=None, description="What subjects shared while they were timed. Additional, optional."

@@ -209,7 +209,7 @@ class Artifact(Section):
 
 
 class CandidateRow(Section):
-    """A file that competed to be the fp32 file of the dense or the pruned model."""
+    """A file that competed to be the fp32 file of the dense or the pruned model; or a format that could not be made."""
 
     subject: str = Field(description="dense or pruned.")
     exporter: str = Field(description="What wrote it, such as torchscript, or torchscript+attention when fused.")

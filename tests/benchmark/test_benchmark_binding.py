@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from ffn import HIDDEN, weights, write_ffn
+from onnx import TensorProto, helper
 
-from skillprune.benchmark import Subject, measure_latency, open_session
+from skillprune.benchmark import Latency, Subject, measure_latency, open_session
 from skillprune.benchmark.binding import bind, bind_on_device
-from skillprune.errors import DataError, ProviderUnavailable
+from skillprune.errors import DataError, ProviderUnavailable, ResourceFailure
 
 WIDTH = 32
 
@@ -53,6 +55,25 @@ def test_inputs_that_do_not_fit_are_refused_on_a_device(file: Path, wrong: dict[
     session = open_session(file, threads=1, provider="cpu")
     with pytest.raises(DataError, match=f"ffn at 1 x 3: .*{message}"):
         bind_on_device(session, wrong, "ffn at 1 x 3", device="cpu", capture=False)
+
+
+def test_memory_that_runs_out_is_no_fault_of_the_inputs(tmp_path: Path) -> None:
+    """The graph makes as many zeros as it is told to: sixteen, or more than there is memory."""
+    shape = helper.make_tensor_value_info("shape", TensorProto.INT64, [1])
+    zeros = helper.make_tensor_value_info("zeros", TensorProto.FLOAT, ["many"])
+    graph = helper.make_graph([helper.make_node("ConstantOfShape", ["shape"], ["zeros"])], "", [shape], [zeros])
+    path = tmp_path / "zeros.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+    def measure(many: int) -> Latency:
+        feeds = {"shape": np.array([many], dtype=np.int64)}
+        return measure_latency(
+            [Subject("dense", "fp32", path)], [(1, 1)], lambda *_: feeds, threads=1, provider="cpu", rounds=1, seed=0
+        )
+
+    assert measure(16).measurements
+    with pytest.raises(ResourceFailure, match="1 x 1: ONNX Runtime ran out of memory, choose smaller shapes"):
+        measure(2**44)
 
 
 def test_only_cuda_captures(file: Path) -> None:

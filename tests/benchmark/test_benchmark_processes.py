@@ -17,10 +17,12 @@ import onnxruntime
 import psutil
 import pytest
 from ffn import HIDDEN, write_ffn
+from tiny import tiny_bert
 
 from skillprune.benchmark import Point, Subject, measure_latency
 from skillprune.benchmark.messages import receive, send
 from skillprune.benchmark.processes import Facts, Inputs, open_worker
+from skillprune.benchmark.runtimes import DEFAULT
 from skillprune.benchmark.timing import Prepare
 from skillprune.errors import CheckpointError, DataError, ProviderUnavailable, ResourceFailure, SkillPruneError
 
@@ -186,9 +188,15 @@ def test_a_worker_does_not_outlive_a_parent_that_is_killed(file: Path) -> None:
         assert orphan.status() == psutil.STATUS_ZOMBIE  # whoever inherited it does not collect the dead
 
 
-def test_a_worker_that_waits_burns_nothing(file: Path) -> None:
-    burnt = 0.0
-    with worker(file, Facts(), shapes=(LONG,), threads=4) as prepare:
+@pytest.mark.parametrize("runtime", ["onnxruntime", DEFAULT, "torch"])
+def test_a_worker_that_waits_burns_nothing(file: Path, tmp_path: Path, runtime: str) -> None:
+    burnt, subject, inputs = 0.0, Subject("dense", "fp32", file, runtime), LONG
+    if runtime == "torch":
+        tiny_bert(layers=2, hidden=64, width=256).save_pretrained(tmp_path)
+        ids = np.ones((16, 64), np.int64)
+        subject = Subject("dense", "fp32", tmp_path, runtime)
+        inputs = Inputs(Point(16, 64), {"input_ids": ids, "attention_mask": ids})
+    with open_worker(subject, (inputs,), Facts(), threads=4, provider="cpu") as prepare:
         run = prepare(0)
         (process,) = children()
         for _ in range(10):

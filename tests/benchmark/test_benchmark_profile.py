@@ -16,7 +16,8 @@ from skillprune.export import BACKENDS, export_onnx, is_usable
 
 
 def ids(batch: int, sequence: int) -> dict[str, np.ndarray]:
-    return {name: np.ones((batch, sequence), dtype=np.int64) for name in ("input_ids", "attention_mask")}
+    values = {"input_ids": 1, "attention_mask": 1, "token_type_ids": 0}
+    return {name: np.full((batch, sequence), value, np.int64) for name, value in values.items()}
 
 
 @pytest.fixture(scope="module")

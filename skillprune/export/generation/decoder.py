@@ -45,7 +45,7 @@ def write_decoder(model: PreTrainedModel, path: Path) -> None:
     may be 0. Outputs are ``logits`` ``(batch, sequence, vocabulary)`` and ``present.N.key`` and ``.value``.
 
     Args:
-        model: a language model in evaluation mode, made `traceable`.
+        model: a language model in evaluation mode.
         path: the file to write.
 
     Raises:

@@ -77,7 +77,7 @@ def write_encoder_decoder(model: PreTrainedModel, directory: Path) -> None:
     ``present.N.decoder...``.
 
     Args:
-        model: an encoder-decoder of texts in evaluation mode, made `traceable`.
+        model: an encoder-decoder of texts in evaluation mode.
         directory: where to write.
 
     Raises:

@@ -14,15 +14,16 @@ from transformers import PreTrainedModel
 from skillprune.activations import evaluating
 from skillprune.errors import ResourceFailure, UnsupportedArchitecture
 from skillprune.export.artifact import OnnxArtifact
+from skillprune.export.constant import constant_where_empty
 from skillprune.export.files import SPLIT_ABOVE, data_of
 from skillprune.export.generation.decoder import write_decoder
 from skillprune.export.generation.encoder_decoder import write_encoder_decoder
 from skillprune.export.generation.parity import check_writer
 from skillprune.export.generation.stored import store
-from skillprune.export.generation.tracing import spelled_out, traceable
+from skillprune.export.generation.tracing import spelled_out
 from skillprune.export.staging import open_checked
 from skillprune.export.torchscript import OPSET
-from skillprune.families import Mixture, find_ffns
+from skillprune.export.traceable import check_traceable
 from skillprune.generation import DECODER, Feeds, load_writer
 
 _MOVING_ROTATIONS = {"dynamic", "longrope"}
@@ -38,8 +39,7 @@ def check_writable(model: PreTrainedModel) -> None:
     name = type(model).__name__
     if model.main_input_name != "input_ids":
         raise UnsupportedArchitecture(f"{name} reads {model.main_input_name}; writers of ONNX files read texts only")
-    if any(isinstance(ffn, Mixture) for ffn in find_ffns(model)):
-        raise UnsupportedArchitecture(f"{name} sends tokens to experts, which no trace can follow: run it in PyTorch")
+    check_traceable(model)
     if kind := _rotations(model.config.to_dict()) & _MOVING_ROTATIONS:
         kinds = ", ".join(sorted(kind))
         raise UnsupportedArchitecture(
@@ -125,7 +125,7 @@ def _export(
             traced, fresh = Path(place, "traced"), Path(place, "fresh")
             traced.mkdir()
             fresh.mkdir()
-            with traceable(model):
+            with constant_where_empty(model):
                 write(traced)
             for graph in sorted(traced.glob("*.onnx")):
                 store(graph, fresh / graph.name, split_above=split_above)

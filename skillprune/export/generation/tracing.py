@@ -5,38 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from skillprune.errors import VerificationFailed
 from skillprune.export import torchscript
-from skillprune.export.constant import constant_where_empty
-from skillprune.export.generation.masks import traceable_masks
 from skillprune.export.signature import Axes
 from skillprune.export.staging import first_line, is_of_disk
 
 Moving = Mapping[str, Axes]
 """The axes that move, by input or output."""
-
-
-class _Interleaved(TorchFunctionMode):
-    """Repeats elements side by side by what the exporter can write; it cannot write ``repeat_interleave``."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if func in (torch.repeat_interleave, Tensor.repeat_interleave):
-            return _interleaved(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-def _interleaved(values: Tensor, repeats: int, dim: int) -> Tensor:
-    place = dim % values.dim()
-    return torch.stack([values] * repeats, dim=place + 1).flatten(place, place + 1)
 
 
 @contextmanager
@@ -54,13 +33,6 @@ def spelled_out(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(attention)
-
-
-@contextmanager
-def traceable(model: PreTrainedModel) -> Iterator[None]:
-    """Inside the context a tracer follows the model, and an FFN without neurons is its bias."""
-    with traceable_masks(), constant_where_empty(model), _Interleaved():
-        yield
 
 
 def trace(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], axes: Moving, path: Path) -> None:
