@@ -102,9 +102,14 @@ def made(head: str) -> PreTrainedModel:
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_a_graph_has_the_models_inputs_and_results_and_runs_at_other_sizes(tmp_path: Path, head: str) -> None:
+@pytest.mark.parametrize("backend", ["torchscript", "native"])  # optimum makes up inputs of its own
+def test_a_graph_has_the_models_inputs_and_results_and_runs_at_other_sizes(
+    tmp_path: Path, backend: str, head: str
+) -> None:
+    if not is_usable(backend):
+        pytest.skip(f"{backend} is not installed")
     model, (_, make, outputs) = made(head), HEADS[head]
-    artifact = export_onnx(model, [make(2, 7), make(3, 11)], tmp_path / "model.onnx")
+    artifact = export_onnx(model, [make(2, 7), make(3, 11)], tmp_path / "model.onnx", backend=backend)
     session = InferenceSession(str(artifact.path), providers=["CPUExecutionProvider"])
     assert [each.name for each in session.get_outputs()] == outputs
     assert {each.name for each in session.get_inputs()} == set(make(2, 7))
