@@ -75,6 +75,7 @@ def main() -> None:
         "false_alarms": found["same"]["failed"],
         "caught": found["wider"]["failed"],
         "outcomes": found,
+        "speedups": {kind: list(map(speedup, reports)) for kind, reports in (("same", same), ("wider", wider))},
     }
     update_result("gate", arguments.name, seeds=[0], result=result)
 
@@ -109,6 +110,12 @@ def judged(runs: Sequence[Report], baselines: Sequence[Report]) -> dict[str, int
     """What the gate says of every run, each held against its own baseline."""
     said = Counter(judge(run, Demands(), other).outcome for run, other in zip(runs, baselines, strict=True))
     return {outcome: said[outcome] for outcome in ("passed", "failed", "incomparable")}
+
+
+def speedup(run: Report) -> list[float | None]:
+    """What a run found, and its interval."""
+    (row,) = (row for row in run.latency if row.subject == "pruned")
+    return [row.speedup, row.speedup_low, row.speedup_high]
 
 
 class Files:
