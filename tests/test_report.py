@@ -375,7 +375,7 @@ def test_a_profile_is_summed_by_kind_of_part() -> None:
     shape, whole = {"variant": "fp32", "batch": 8, "sequence": 128}, {"dense": 10.0, "pruned": 4.0}
     rows = [{"subject": s, "part": p, "kind": k, "ms": ms, "share": ms / whole[s], **shape} for s, p, k, ms in parts]
     page = render_markdown(Report.model_validate({**example(), "profile": rows}))
-    assert find_table(page, "part") == [
+    assert find_table(page, "part at 8 x 128") == [
         ["FFN", "5.00 ms, 50.0 %", "1.00 ms, 25.0 %"],
         ["head", "5.00 ms, 50.0 %", "3.00 ms, 75.0 %"],
     ]
